@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from lit_llm.launch import cores
+from lit_llm.studies.parallelism import choices_of
 from tests.commands import command, in_a_process, lit_llm
 from tests.instructions import write_instructions
 
@@ -61,6 +63,13 @@ def test_plan_estimates_the_time_of_each_run_and_of_all(tmp_path: Path) -> None:
     found = json.loads(measured.stdout)
     assert found["estimate"]["seconds"] == pytest.approx(sum(3 * arm["seconds"] for arm in found["arms"]))
     assert found["estimate"]["slots"] == 1
+    choices = choices_of(cores(), 15) if cores() > 1 else []
+    throughputs = found["throughputs"]
+    assert sorted((each["slots"], each["threads"]) for each in throughputs) == sorted(choices)
+    assert all(f"timing -j {runs} with threads {threads}" in measured.stderr for runs, threads in choices)
+    speeds = [each["steps_per_second"] for each in throughputs]
+    assert all(0 < speed < 1e5 for speed in speeds)
+    assert speeds == sorted(speeds, reverse=True)
     assert json.loads(lit_llm("plan", *options, *small, cwd=ROOT).stdout)["estimate"] == found["estimate"]
 
 

@@ -64,7 +64,12 @@ def plan(
         typer.Option("-j", "--jobs", min=1, help="Runs at once, for the estimate; by default those of `run`."),
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time three steps of each arm here, for the estimate; kept for later.")
+        bool,
+        typer.Option(
+            "--measure",
+            help="Time three steps of each arm here, for the estimate; kept for later. Where a step takes less than a "
+            "second, also find the fastest -j and threads.",
+        ),
     ] = False,
     power: Annotated[
         float | None,
@@ -82,9 +87,11 @@ def plan(
 ) -> None:
     """Show every arm before it runs: parameters, FLOPs, cache, tokens, time, what differs, whether it is fair.
 
-    Example: lit-llm plan ablations/quickstart.yaml -o pretrain.data.sequence_length=256
+    Examples: lit-llm plan ablations/quickstart.yaml -o pretrain.data.sequence_length=256; lit-llm plan
+    ablations/quickstart.yaml --measure
     """
     from lit_llm.studies.duration import estimated
+    from lit_llm.studies.parallelism import with_throughputs
     from lit_llm.studies.plan import plan as make_plan
     from lit_llm.studies.stored import open_study
     from lit_llm.sweeps.sweep import is_sweep, open_sweep
@@ -96,8 +103,12 @@ def plan(
     if search is None:
         _matching_version(ablation, place, console(stderr=True))
     at_once = jobs or max_parallel(ablation)
-    step_timings = timings(planned, at_once, place, measuring=measure and not planned.refused)
+    measuring = measure and not planned.refused
+    step_timings = timings(planned, at_once, place, measuring)
     planned = estimated(planned, at_once, step_timings, place)
+    if measuring and (search is None or search.trains):
+        trials = search.sweep.trials if search else 1
+        planned = with_throughputs(planned, at_once, step_timings, trials, partial(print, file=sys.stderr, flush=True))
     needed = _seeds_needed(planned, place, power, pilot, search is not None)
     if as_json:
         more = (search.as_json() if search else {}) | ({"power": needed.as_json()} if needed else {})

@@ -2,7 +2,8 @@
 
 `python -m lit_llm.runs.step_timing` is one measuring process. `measure` starts as many as there will be parallel runs,
 all together, so that the figures include what runs take from each other (cores, caches, memory bandwidth). Timings are
-kept in the user's cache directory, by machine and by all that decides a step's time.
+kept in the user's cache directory, by machine and by all that decides a step's time. `steps_per_second` measures the
+throughput of parallel processes by the wall clock; it is not kept.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ MOST_PROCESSES = 16
 """Most processes measured at once; further runs, each on cores of its own, are assumed not to slow them."""
 WARM_UP, TIMED = 2, 3
 """Steps before the measurement, and measured steps, of which the median counts."""
+WINDOW_SECONDS = 1.5
+"""Shortest time over which steps are counted for a throughput."""
+MANY_STEPS = 10**6
+"""Steps of a training that the time window ends earlier."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +167,29 @@ def measure(
             yield timed, timing
 
 
+def steps_per_second(timed: TimedStep) -> float:
+    """Training steps per second of wall time in all `setting.at_once` processes together, which run at the same time.
+
+    Raises InputError where a measuring process fails.
+    """
+    (answers,) = _answers([_request(timed) | {"window": WINDOW_SECONDS}], timed.setting)
+    return sum(answer["steps_per_second"] for answer in answers)
+
+
 def _together(steps: Sequence[TimedStep], setting: Setting) -> Iterator[StepTiming]:
     """Timings of steps with one setting, from processes that run them together."""
     about = {"load": os.getloadavg()[0] / cores(), "measured": time.strftime("%Y-%m-%d")}
-    wanted = [{"experiment": each.experiment.model_dump(mode="json"), "stage": each.stage} for each in steps]
+    for answers in _answers([_request(each) for each in steps], setting):
+        first = answers[0] | {"seconds": statistics.fmean(answer["seconds"] for answer in answers)}
+        yield TypeAdapter(StepTiming).validate_python({**first, **about})
+
+
+def _request(timed: TimedStep) -> dict[str, Any]:
+    return {"experiment": timed.experiment.model_dump(mode="json"), "stage": timed.stage}
+
+
+def _answers(requests: Sequence[dict[str, Any]], setting: Setting) -> Iterator[list[dict[str, Any]]]:
+    """The answers of all measuring processes to each request."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(setting.threads))
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     command = [sys.executable, "-P", "-m", __name__, setting.device, str(setting.threads)]
@@ -182,12 +206,10 @@ def _together(steps: Sequence[TimedStep], setting: Setting) -> Iterator[StepTimi
         for child, _ in children:
             assert child.stdin is not None
             with suppress(BrokenPipeError):
-                child.stdin.write(json.dumps(wanted) + "\n")
+                child.stdin.write(json.dumps(requests) + "\n")
                 child.stdin.flush()
-        for _ in steps:
-            answers = [json.loads(_line(*child)) for child in children]
-            first = answers[0] | {"seconds": statistics.fmean(answer["seconds"] for answer in answers)}
-            yield TypeAdapter(StepTiming).validate_python({**first, **about})
+        for _ in requests:
+            yield [json.loads(_line(*child)) for child in children]
 
 
 def _end(child: subprocess.Popen[str]) -> None:
@@ -291,6 +313,20 @@ def time_step(experiment: Experiment, stage: Trained, clock: Callable[[], float]
     return statistics.median(after - before for before, after in itertools.pairwise(ends[-TIMED - 1 :]))
 
 
+def steps_per_second_here(experiment: Experiment, stage: Trained, window: float) -> float:
+    """Training steps per second of wall time in this process, on random tokens and over at least `window` seconds."""
+    from lit_llm.models.build import build_model
+
+    ends: list[float] = []
+
+    def after_each_step() -> bool:
+        ends.append(time.perf_counter())
+        return len(ends) >= WARM_UP + TIMED and ends[-1] - ends[WARM_UP - 1] >= window
+
+    train_on_random_tokens(build_model(experiment.model), experiment, stage, after_each_step, MANY_STEPS)
+    return (len(ends) - WARM_UP) / (ends[-1] - ends[WARM_UP - 1])
+
+
 def _main() -> None:
     device, threads = sys.argv[1], int(sys.argv[2])
     import psutil
@@ -308,8 +344,13 @@ def _main() -> None:
     }
     print("ready", flush=True)
     for each in json.loads(sys.stdin.readline()):
-        experiment = Experiment.model_validate(each["experiment"])
-        print(json.dumps({"seconds": time_step(experiment, each["stage"], clock), **about}), flush=True)
+        experiment, stage = Experiment.model_validate(each["experiment"]), each["stage"]
+        answer = (
+            {"steps_per_second": steps_per_second_here(experiment, stage, each["window"])}
+            if "window" in each
+            else {"seconds": time_step(experiment, stage, clock), **about}
+        )
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

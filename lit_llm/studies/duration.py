@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -151,19 +151,27 @@ def memory_findings(plan: Plan, max_parallel: int, timings: Collection[StepTimin
     findings = []
     for device in ("cpu", "cuda"):
         mine = [p for p in plan.arms if setting_of(p.arm.experiment.pretrain.training, 1).device == device]
-        here = [planned for planned in mine for _ in planned.fingerprints]
-        if not here:
+        if not mine:
             continue
         on_gpu = next((timing.device_bytes for timing in timings if timing.device_bytes), None)
         available = available_memory() if device == "cpu" else on_gpu
-        resident = max((timing.resident_bytes for timing in timings), default=0) if device == "cpu" else 0
-        needs = sorted((p.cost.memory_bytes + resident for p in here), reverse=True)
-        largest = max(here, key=lambda planned: planned.cost.memory_bytes)
-        if available is not None and sum(needs[:max_parallel]) > available:
-            fitting = next((n for n in range(max_parallel, 0, -1) if sum(needs[:n]) <= available), 0)
+        resident = resident_bytes(timings) if device == "cpu" else 0
+        largest = max(mine, key=lambda planned: planned.cost.memory_bytes)
+        if available is not None and (fitting := runs_that_fit(mine, max_parallel, available, resident)) < max_parallel:
             key, message = _too_large(largest, available, max_parallel, fitting)
             findings.append(Finding("note", largest.arm.name, key, message))
     return findings
+
+
+def resident_bytes(timings: Collection[StepTiming]) -> int:
+    """Resident memory of a process without a model; 0 where it was not measured."""
+    return max((timing.resident_bytes for timing in timings), default=0)
+
+
+def runs_that_fit(arms: Sequence[PlannedArm], most: int, available: float, resident: int) -> int:
+    """Number of parallel runs, at most `most`, for which `available` bytes suffice even if they are the largest."""
+    needs = sorted((p.cost.memory_bytes + resident for p in arms for _ in p.fingerprints), reverse=True)
+    return next((count for count in range(most, 0, -1) if sum(needs[:count]) <= available), 0)
 
 
 def _too_large(largest: PlannedArm, available: int, max_parallel: int, fitting: int) -> tuple[str, str]:

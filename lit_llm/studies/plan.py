@@ -66,10 +66,20 @@ class Estimate:
         timed = [{"stage": step.stage, **asdict(step.setting), **asdict(timing)} for step, timing in self.timings]
         return {"seconds": self.seconds, "slots": self.max_parallel, "runs_done": self.done, "machine": timed}
 
-    @property
-    def busy(self) -> bool:
-        """Whether the machine was busy when steps were timed by the wall clock."""
-        return any(timing.load > BUSY and not step.setting.uses_cpu_time for step, timing in self.timings)
+
+@dataclass(frozen=True)
+class Throughput:
+    """Measured speed of parallel runs on this machine."""
+
+    max_parallel: int
+    threads: int
+    """Threads of each run."""
+    steps_per_second: float
+    """Training steps of all runs together."""
+
+    def as_json(self) -> dict[str, Any]:
+        """An object of the list that `plan --json` prints under `throughputs`."""
+        return {"slots": self.max_parallel, "threads": self.threads, "steps_per_second": self.steps_per_second}
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,8 @@ class Plan:
     generate: int = GENERATE
     estimate: Estimate | None = None
     """Duration, where its steps have timings: see `lit_llm.studies.duration.estimated`."""
+    throughputs: tuple[Throughput, ...] = ()
+    """Alternatives of `-j` and `threads`, fastest first; empty where they were not measured."""
 
     @property
     def stages(self) -> dict[str, int]:
@@ -92,6 +104,13 @@ class Plan:
         for node in sorted(nodes, key=lambda node: node.source is None):  # not every arm has a source
             by_name.setdefault(node.name, set()).add(node.fingerprint)
         return {name: len(fingerprints) for name, fingerprints in by_name.items()}
+
+    @property
+    def busy(self) -> bool:
+        """Whether the machine was busy when something was timed by the wall clock, as throughputs always are."""
+        timings = self.estimate.timings if self.estimate else ()
+        by_wall_clock = (timing for step, timing in timings if self.throughputs or not step.setting.uses_cpu_time)
+        return any(timing.load > BUSY for timing in by_wall_clock)
 
     @property
     def refused(self) -> list[Finding]:
@@ -123,6 +142,7 @@ class Plan:
                 for planned in self.arms
             ],
             "estimate": self.estimate.as_json() if self.estimate else None,
+            "throughputs": [each.as_json() for each in self.throughputs],
             "findings": [finding.as_json() for finding in self.findings],
         }
 

@@ -1,4 +1,4 @@
-"""Until its report a step reads nothing back from the device: on the meta device every such read raises."""
+"""A step reads nothing back from the device but its report: on the meta device every such read raises."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,8 @@ from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.module import LitModel
+from lit_llm.training.optimizers.build import build_optimizer
+from lit_llm.training.optimizers.config import Adafactor, FactoredAdafactor, Muon
 
 CASES = {
     "decllm": ("decllm-tiny", []),
@@ -43,3 +45,16 @@ def test_forward_loss_backward_and_clipping_read_nothing_back(case):
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     with pytest.raises((RuntimeError, NotImplementedError)):
         parameters[0].sum().item()
+
+
+@pytest.mark.parametrize("config", [Adafactor(weight_decay=0.1), FactoredAdafactor(weight_decay=0.1), Muon()])
+def test_the_step_of_an_optimiser_reads_nothing_back(config):
+    """AdamW is torch's, whose fused kernel has no form on the meta device."""
+    model = build_model(load_experiment("decllm-tiny", ["model.norm.scale=true"]).model).to("meta")
+    optimizer = build_optimizer(config, model)
+    optimizer = getattr(optimizer, "parts", (optimizer,))[0]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(2):
+        optimizer.step()
+    assert len(optimizer.state) == sum(len(group["params"]) for group in optimizer.param_groups) > 10

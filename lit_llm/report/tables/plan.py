@@ -47,6 +47,7 @@ STATES = {
 
 
 COSTS = ("arm", "params", "FLOPs/token", "tokens", "loss tokens", "KV cache", "memory", "time")
+THREADS = "pretrain.training.execution.threads"
 TRAINING = 5
 """Number of columns on training; the others are on memory and time."""
 
@@ -95,9 +96,22 @@ def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:
     some_generate = any(generates(planned.arm) for planned in plan.arms)
     cache = f" {cache_note(plan)}" if some_generate else ""
     yield Text(f"{budget}.{cache}", style="dim")
-    if plan.estimate and plan.estimate.busy:
+    if plan.throughputs:
+        yield Text(suggestion(plan), style="dim")
+    if plan.busy:
         message = "The machine was busy when steps were timed, so it looks slower than it is: `--measure` again."
         yield Text(message, style="yellow")
+
+
+def suggestion(plan: Plan) -> str:
+    """The fastest measured `-j` and `threads`, the others, and how to set other threads than the study has."""
+    best, *others = plan.throughputs
+    in_all = f"{text.short(best.steps_per_second)} steps/s in all"
+    rest = [f"-j {o.max_parallel} with threads {o.threads}: {text.short(o.steps_per_second)}" for o in others]
+    line = f"fastest here: -j {best.max_parallel} with threads {best.threads} ({'; '.join([in_all, *rest])})"
+    if {p.arm.experiment.pretrain.training.execution.threads for p in plan.arms} != {best.threads}:
+        line += f". Threads change bits of results: `-o {THREADS}={best.threads}` sets them for all runs to compare"
+    return line
 
 
 def costs_table(plan: Plan) -> Table:

@@ -1,19 +1,25 @@
-"""Adafactor without factorisation, which torch's Adafactor does not offer."""
+"""Adafactor, its second moments in full or factored, without a wait for the device."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_llm.training.optimizers.batches import batches
+
 _TINY = 1e-30
 """Added to squared gradients (the paper's epsilon 1)."""
 
 
-class UnfactoredAdafactor(torch.optim.Optimizer):
-    """Adafactor with one second moment per entry, as T5X's with `factored=False`; formula in `config.py`."""
+class Adafactor(torch.optim.Optimizer):
+    """Adafactor over float32 parameters; formulas in `config.py`.
+
+    torch's reads two norms of each parameter, and each read waits for the device. Here norms stay on the device.
+    """
 
     def __init__(
         self,
@@ -24,7 +30,9 @@ class UnfactoredAdafactor(torch.optim.Optimizer):
         parameter_scale: bool = True,
         eps: float = 1e-3,
         weight_decay: float = 0.0,
+        factored: bool = False,
     ) -> None:
+        """factored: keep second moments of rows and columns for matrices; bound the learning rate by 1 / sqrt(step)."""
         defaults = {
             "lr": lr,
             "decay": decay,
@@ -32,6 +40,7 @@ class UnfactoredAdafactor(torch.optim.Optimizer):
             "parameter_scale": parameter_scale,
             "eps": eps,
             "weight_decay": weight_decay,
+            "factored": factored,
         }
         super().__init__(params, defaults)
 
@@ -42,29 +51,82 @@ class UnfactoredAdafactor(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad.float(), group)
+            trained = [p for p in group["params"] if p.grad is not None]
+            for factored in (True, False):
+                for some in batches([p for p in trained if factored == (group["factored"] and p.dim() > 1)]):
+                    self._update(some, group, factored)
         return loss
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["second_moment"] = torch.zeros_like(parameter, dtype=torch.float32)
-        state["step"] += 1
-        kept = 1.0 - float(state["step"]) ** -group["decay"]
-        moment = state["second_moment"].mul_(kept).add_(gradient.square().add_(_TINY), alpha=1.0 - kept)
-        update = gradient * moment.rsqrt()
-        update /= (rms(update) / group["clip_threshold"]).clamp(min=1.0)
+    def _update(self, parameters: list[Tensor], group: dict[str, Any], factored: bool) -> None:
+        states = [self._state(parameter, factored) for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for state in states:
+            state["step"] += 1
+        # b = 1 - step^-decay is what a moment keeps.
+        added = [state["step"] ** -group["decay"] for state in states]
+        normalise = _by_factored_moments if factored else _by_full_moments
+        updates = normalise(gradients, states, added)
+
         lr = group["lr"]
-        if group["weight_decay"]:
-            parameter.mul_(1.0 - lr * group["weight_decay"])
+        rates = _rms(updates)
+        torch._foreach_div_(rates, group["clip_threshold"])
+        torch._foreach_clamp_min_(rates, 1.0)
+        torch._foreach_reciprocal_(rates)
         if group["parameter_scale"]:
-            update *= rms(parameter.float()).clamp(min=group["eps"])
-        parameter.sub_(update.to(parameter.dtype), alpha=lr)
+            scales = _rms(parameters)
+            torch._foreach_clamp_min_(scales, group["eps"])
+            torch._foreach_mul_(rates, scales)
+        torch._foreach_mul_(rates, [-min(lr, state["step"] ** -0.5) if group["factored"] else -lr for state in states])
+        torch._foreach_mul_(updates, rates)
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
+        torch._foreach_add_(parameters, updates)
+
+    def _state(self, parameter: Tensor, factored: bool) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            state["step"] = 0  # a number, which is read without a wait
+            if factored:
+                state["row_moment"] = torch.zeros_like(parameter[..., :1])
+                state["column_moment"] = torch.zeros_like(parameter[..., :1, :])
+            else:
+                state["second_moment"] = torch.zeros_like(parameter)
+        return state
 
 
-def rms(x: Tensor) -> Tensor:
-    """Root of the mean square."""
-    return x.square().mean().sqrt()
+def _by_full_moments(gradients: list[Tensor], states: list[dict[str, Any]], added: list[float]) -> tuple[Tensor, ...]:
+    """Gradients over the roots of their second moments."""
+    squares = torch._foreach_mul(gradients, gradients)
+    torch._foreach_add_(squares, _TINY)
+    moments = [state["second_moment"] for state in states]
+    torch._foreach_lerp_(moments, squares, added)
+    updates = torch._foreach_rsqrt(moments)
+    torch._foreach_mul_(updates, gradients)
+    return updates
+
+
+def _by_factored_moments(
+    gradients: list[Tensor], states: list[dict[str, Any]], added: list[float]
+) -> tuple[Tensor, ...]:
+    """Gradients over the roots of their second moments, here row x column / mean of the rows."""
+    rows, columns = ([state[name] for state in states] for name in ("row_moment", "column_moment"))
+    for moments, dim in ((rows, -1), (columns, -2)):
+        # By norms, which need no tensor of all squares.
+        means = [torch.linalg.vector_norm(gradient, dim=dim, keepdim=True) for gradient in gradients]
+        torch._foreach_mul_(means, means)
+        torch._foreach_div_(means, [float(gradient.shape[dim]) for gradient in gradients])
+        torch._foreach_add_(means, _TINY)
+        torch._foreach_lerp_(moments, means, added)
+    # One factor after the other: the product of a row and a column underflows where gradients are small.
+    factors = torch._foreach_div(rows, [row.mean(dim=-2, keepdim=True) for row in rows])
+    torch._foreach_rsqrt_(factors)
+    updates = torch._foreach_mul(gradients, factors)
+    torch._foreach_mul_(updates, torch._foreach_rsqrt(columns))
+    return updates
+
+
+def _rms(tensors: list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Roots of the mean squares, on the tensors' device."""
+    norms = torch._foreach_norm(tensors)
+    torch._foreach_div_(norms, [math.sqrt(tensor.numel()) for tensor in tensors])
+    return norms

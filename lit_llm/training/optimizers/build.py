@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_llm.training.optimizers.adafactor import UnfactoredAdafactor
+from lit_llm.training.optimizers import adafactor, muon
 from lit_llm.training.optimizers.config import Adafactor, AdamW, FactoredAdafactor, Muon, Optimizer
 
 PEAK = "peak_lr"
@@ -32,20 +32,14 @@ def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimize
     groups = _groups(list(model.parameters()), config)
     if isinstance(config, AdamW):
         return _adamw(config, groups)
-    if isinstance(config, FactoredAdafactor):
-        # torch's default first epsilon, 1e-7, is a floor under mean squares above most gradients of a large model.
-        # torch squares it under the second moment, where the paper has 1e-30.
-        return torch.optim.Adafactor(
-            groups, lr=config.lr, beta2_decay=-config.decay, eps=(1e-15, config.eps), d=config.clip_threshold
-        )
-    assert isinstance(config, Adafactor)
-    return UnfactoredAdafactor(
+    return adafactor.Adafactor(
         groups,
         lr=config.lr,
         decay=config.decay,
         clip_threshold=config.clip_threshold,
-        parameter_scale=config.parameter_scale,
+        parameter_scale=True if isinstance(config, FactoredAdafactor) else config.parameter_scale,
         eps=config.eps,
+        factored=isinstance(config, FactoredAdafactor),
     )
 
 
@@ -74,13 +68,13 @@ def _adamw(config: AdamW, groups: list[dict[str, Any]]) -> torch.optim.Optimizer
 
 
 def _muon(config: Muon, matrices: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.Muon(
+    return muon.Muon(
         [{"params": matrices, PEAK: config.lr}],
         lr=config.lr,
-        weight_decay=config.weight_decay,
         momentum=config.momentum,
         nesterov=config.nesterov,
-        adjust_lr_fn=config.scaling,
+        scaling=config.scaling,
+        weight_decay=config.weight_decay,
     )
 
 

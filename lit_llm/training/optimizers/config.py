@@ -35,7 +35,8 @@ class Adafactor(Section):
     """Adafactor (arXiv 1804.04235) without factorisation, as RedLLM's authors used it (arXiv 2510.26622).
 
     v <- b v + (1 - b)(g² + 1e-30) with b = 1 - t^-decay; u = g / sqrt(v), divided by max(1, RMS(u) / clip_threshold);
-    the step is lr x u, times max(eps, RMS(parameter)) where the parameter's scale counts. No first moment.
+    the step is lr x u, times max(eps, RMS(parameter)) where the parameter's scale counts. RMS(parameter) is taken
+    before weight decay. No first moment.
     """
 
     kind: Literal["adafactor"] = "adafactor"
@@ -59,7 +60,12 @@ class Adafactor(Section):
 
 
 class FactoredAdafactor(Section):
-    """torch's Adafactor: the second moment of a matrix as one row and one column. Parameter scaling is always on."""
+    """Adafactor with the second moment of a matrix as one row and one column, as torch's.
+
+    With r and c the moments of a matrix's rows and columns, v = r c / mean(r). The rest is as in Adafactor, the
+    parameter's scale always on. Equal to torch's with eps (1e-15, eps), but for gradients below 1e-7: torch has a floor
+    under mean(r), the paper adds 1e-30 to squared gradients.
+    """
 
     kind: Literal["adafactor_factored"] = "adafactor_factored"
     """Adafactor, factored."""

@@ -1,0 +1,90 @@
+"""Muon, with one Newton-Schulz iteration for several matrices of equal shape."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_llm.training.optimizers.batches import batches
+
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+"""Coefficients of the iteration x <- A x + (B x xᵀ + C (x xᵀ)²) x."""
+_ITERATIONS = 5
+_SMALLEST_NORM = 1e-7
+
+
+class Muon(torch.optim.Optimizer):
+    """torch's Muon over float32 matrices, with fewer calls: its iterations on small matrices are mostly overhead."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        scaling: str = "match_rms_adamw",
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "scaling": scaling,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            of_shape = defaultdict[torch.Size, list[Tensor]](list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    of_shape[parameter.shape].append(parameter)
+            for shape, parameters in of_shape.items():
+                for batch in batches(parameters):
+                    self._update(batch, group, _scale(group["scaling"], *shape))
+        return loss
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any], scale: float) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta, kept = [self.state[parameter]["momentum"] for parameter in parameters], group["momentum"]
+        torch._foreach_lerp_(momenta, gradients, 1 - kept)
+        updates = torch._foreach_lerp(gradients, momenta, kept) if group["nesterov"] else momenta
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, orthogonalised(updates), alpha=-group["lr"] * scale)
+
+
+def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Matrices of one shape with singular values near 1 instead of their own, by iterations in bfloat16."""
+    rows, columns = matrices[0].shape
+    x = torch.stack([matrix.bfloat16() for matrix in matrices])
+    x = x.mT if rows > columns else x  # products of the short side
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=_SMALLEST_NORM)
+    add_product: Callable[..., Tensor] = torch.baddbmm
+    if len(matrices) == 1:
+        x, add_product = x[0], torch.addmm  # a product of large matrices is faster on its own
+    for _ in range(_ITERATIONS):
+        squares = x @ x.mT
+        factor = add_product(squares, squares, squares, beta=_B, alpha=_C)
+        x = add_product(x, factor, x, beta=_A)
+    x = x.mT if rows > columns else x
+    return [x] if len(matrices) == 1 else list(x.unbind())
+
+
+def _scale(scaling: str, rows: int, columns: int) -> float:
+    """Factor of the learning rate for a matrix."""
+    return 0.2 * math.sqrt(max(rows, columns)) if scaling == "match_rms_adamw" else math.sqrt(max(1.0, rows / columns))
