@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -38,9 +39,11 @@ def digest_of_code(package: Path, parts: Iterable[str]) -> str:
         ): file.read_bytes()
         for file in files
     }
+    other = [file.read_text() for part in parts for file in sorted((package / part).rglob("*.cpp"))]
     # Another version of Python may give other trees, another version of this file another digest.
-    seen = hashlib.sha256(repr((sys.version_info[:2], Path(__file__).read_bytes(), sources)).encode()).hexdigest()
-    return kept(f"code/{seen}", lambda: _digest_of_sources(package.name, sources))
+    read = (sys.version_info[:2], Path(__file__).read_bytes(), sources, other)
+    seen = hashlib.sha256(repr(read).encode()).hexdigest()
+    return kept(f"code/{seen}", lambda: _digest_of_sources(package.name, sources, other))
 
 
 def digest_of_package(name: str) -> str:
@@ -62,9 +65,14 @@ def digest_of_package(name: str) -> str:
 
 
 @gc_disabled()
-def _digest_of_sources(package: str, sources: Mapping[str, bytes]) -> str:
+def _digest_of_sources(package: str, sources: Mapping[str, bytes], other: Sequence[str] = ()) -> str:
     digests = _Digests(package, sources)
-    return _hash(sorted(map(digests.of, sources)))
+    return _hash(sorted([*map(digests.of, sources), *map(_digest_of_cpp, other)]))
+
+
+def _digest_of_cpp(text: str) -> str:
+    """Hash of C++ without its `//` comments and with words apart by one space."""
+    return _hash(re.sub(r"//[^\n]*", "", text).split())
 
 
 def _hash(words: Iterable[str]) -> str:

@@ -157,3 +157,12 @@ def test_our_own_code_may_be_commented_and_laid_out_anew(tmp_path: Path) -> None
     changed = copy / "components" / "norm" / "module.py"
     changed.write_text(changed.read_text().replace("eps", "epsilon"))
     assert digest_of_code(copy, COMPUTES) != CODE
+
+
+def test_compiled_code_counts_without_its_comments(digest: Callable[..., str]) -> None:
+    kernel = "// A sum.\nfloat sum(float a) { return a + 1; }\n"
+    with_kernel = digest(files={"model/sum.cpp": kernel})
+    assert with_kernel != digest()
+    assert with_kernel == digest(files={"model/sum.cpp": "float sum(float a)\n{ return a + 1; }  // the sum\n"})
+    assert with_kernel != digest(files={"model/sum.cpp": kernel.replace("1", "2")})
+    assert digest(files={"kernel.cpp": kernel}) == digest()
