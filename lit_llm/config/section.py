@@ -77,7 +77,11 @@ def _docstrings(section: type[Section]) -> dict[str, str]:
         if (other := vars(base).get("described_by")) is not None:
             described |= _docstrings(other)
             continue
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        try:
+            source = inspect.getsource(base)
+        except (OSError, TypeError):  # a class of a notebook, or one that is made at run time
+            continue
+        (body,) = ast.parse(textwrap.dedent(source)).body
         assert isinstance(body, ast.ClassDef)
         for field, below in pairwise(body.body):
             match field, below:

@@ -51,8 +51,7 @@ def _findings(ablation: Ablation) -> Iterator[Finding]:
         return EquivalenceChecker(ablation.arms)
 
     controls = {arm.name: _controls(arm, ablation.arms[0]) for arm in ablation.arms}
-    by_computation, by_controls = dict[str, list[Arm]](), dict[str, list[Arm]]()
-    """Earlier arms, grouped so that no arm meets all others."""
+    by_computation, by_controls = dict[str, list[Arm]](), dict[str, list[Arm]]()  # else each arm meets all before it
     for arm in ablation.arms:
         baseline = ablation.arm(arm.baseline)
         same = by_computation.setdefault(arm.computation, [])
