@@ -179,15 +179,15 @@ def run_study(
             files += [file for file in (folder / FROZEN, folder / LOG) if file.exists()]
             ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, folder)
             state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
-            complete = ""
-            if state == "done":
+            complete, whole = "", state == "done" and all(run.status()["state"] in FINAL for run in runs)
+            if whole:
                 named = {(run.arm.name, str(run.seed), run.trained[-1].node.fingerprint) for run in runs}
                 if sync.is_complete(_digest_of_ending(ending, store, report), named):
                     return replace(ending, mirrored=True)
             if not interrupted:
                 follower().catch_up()  # the report links to its runs
                 files += report(planned, runs, comparison, store)
-                complete = _digest_of_ending(ending, store, report) if state == "done" else ""
+                complete = _digest_of_ending(ending, store, report) if whole else ""
             note = "" if interrupted else description_with_tables(planned, folder, store)
             mirrored = close_sync(follower(), state, files, summary(comparison), observer, note, complete)
             return replace(ending, mirrored=mirrored)
