@@ -30,7 +30,9 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import PackageNotFoundError, version
 
         try:
-            return version("lit-llm")
+            installed = version("lit-llm")
         except PackageNotFoundError:  # a tree that is not installed
-            return "0+unknown"
+            installed = "0+unknown"
+        globals()[name] = installed  # read once: the provenance of each run has it
+        return installed
     raise AttributeError(f"module 'lit_llm' has no attribute {name!r}")

@@ -6,8 +6,12 @@ description in the JSON Schema. Sections live beside the code that reads them; t
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, TypeVar, Union, get_args
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args
 
 from pydantic import (
     BaseModel,
@@ -40,15 +44,52 @@ class Section(BaseModel):
         extra="forbid",
         frozen=True,
         strict=True,
-        use_attribute_docstrings=True,
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    described_by: ClassVar[type[Section] | None] = None
+    """The section whose docstrings describe the fields of this one; None: its own."""
 
     @classmethod
     def unknown_key(cls, key: str, value: Any) -> str:
         """Message on an unknown key of a file, beyond the general one; '' for none."""
         return ""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, text in _docstrings(cls).items():
+            key = cls.model_fields[name].alias or name
+            if key in properties:
+                properties[key].setdefault("description", text)
+        return schema
+
+
+def _docstrings(section: type[Section]) -> dict[str, str]:
+    """{field: the docstring under it}, of a section and its bases.
+
+    They are read only for the JSON Schema: pydantic's `use_attribute_docstrings` would parse the source at each start.
+    """
+    described: dict[str, str] = {}
+    for base in reversed(section.__mro__[: section.__mro__.index(Section)]):
+        if (other := vars(base).get("described_by")) is not None:
+            described |= _docstrings(other)
+            continue
+        try:
+            source = inspect.getsource(base)
+        except (OSError, TypeError):  # a class of a notebook, or one that is made at run time
+            continue
+        (body,) = ast.parse(textwrap.dedent(source)).body
+        assert isinstance(body, ast.ClassDef)
+        for field, below in pairwise(body.body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))) if (
+                    name in section.model_fields
+                ):
+                    described[name] = inspect.cleandoc(text)
+    return described
 
 
 Items = Annotated[tuple[T, ...], Strict(False)]
@@ -123,7 +164,9 @@ def partial(section: type[S]) -> type[Section]:
     for key, field in section.model_fields.items():
         allowed = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
         fields[key] = (allowed | None, Field(None, description=field.description))  # type: ignore[operator]
-    return create_model(f"Optional{section.__name__}", __base__=Section, **fields)
+    optional = create_model(f"Optional{section.__name__}", __base__=Section, **fields)
+    optional.described_by = section
+    return optional
 
 
 def set_fields(section: BaseModel | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -28,7 +28,8 @@ class Execution:
     store: Store
     max_parallel: int
     observer: Observer
-    follower: SyncThread
+    follower: Callable[[], SyncThread]
+    """Starts the thread that imports MLflow, on the first call: a study without work may need none."""
     supervision: Supervision
 
     def round(self, chosen: Sequence[Run], todo: Sequence[Work]) -> bool:
@@ -45,12 +46,12 @@ class Execution:
 
     def execute(self, todo: Sequence[Work]) -> bool:
         """Execute all stages; returns whether it was interrupted."""
-        waiting, running = list(todo), dict[str, Work]()
+        waiting, running, follower = list(todo), dict[str, Work](), self.follower()
         supervisor = Supervisor(self.store, self.supervision, self.observer)
 
         def poll() -> None:
             self.observer.poll()
-            report_news(self.follower, self.observer)
+            report_news(follower, self.observer)
 
         def finish(outcome: Outcome) -> None:
             work = running.pop(outcome.task.arguments[1])

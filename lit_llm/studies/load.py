@@ -100,7 +100,11 @@ class Ablation:
 
     def arm(self, name: str) -> Arm:
         """The arm with this name."""
-        return next(arm for arm in self.arms if arm.name == name)
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Arm]:
+        return {arm.name: arm for arm in self.arms}
 
     def command(self, name: str, store: Store | None = None) -> str:
         """Shell command for the working directory: `lit-llm run ablations/quickstart.yaml -o ...`.

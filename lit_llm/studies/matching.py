@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lit_llm.config.section import validate
 from lit_llm.config.tree import at, difference, merge, tree
 from lit_llm.experiment.cost import COST_FIGURES, cost_of
 from lit_llm.experiment.load import changed
 from lit_llm.experiment.schema import Experiment
+from lit_llm.models.cost import count_parameters
+from lit_llm.models.resolve import resolve_model
 from lit_llm.studies.schema import By
 
 TOLERANCE = 0.01
@@ -34,9 +37,15 @@ def matched(arm: Experiment, baseline: Experiment, by: By) -> Matched:
     """Move max_steps or d_ff of `arm` until it equals `baseline` as nearly as whole steps allow."""
     if by == "none":
         return Matched(arm, {}, 0.0)
+    computed: dict[int, float] = {}
 
     def quantity(experiment: Experiment) -> float:
-        return COST_FIGURES[by](cost_of(experiment))
+        if (key := id(experiment)) not in computed:  # all of them live until the return
+            if by == "parameters":  # without the FLOPs and the memory that `cost_of` computes too
+                computed[key] = count_parameters(resolve_model(experiment.model)).total
+            else:
+                computed[key] = COST_FIGURES[by](cost_of(experiment))
+        return computed[key]
 
     wanted = quantity(baseline)
     candidates = _widths(arm, wanted) if by == "parameters" else _lengths(arm, by, wanted)
@@ -72,13 +81,15 @@ def _widths(arm: Experiment, parameters: float) -> list[Experiment]:
     step = 8 if arm.model.d_model < 512 else 64
 
     def count(d_ff: int) -> float:
-        return cost_of(changed(arm, at("model.feed_forward.d_ff", tree(d_ff)))).parameters
+        keys = merge(tree(arm.model.model_dump(mode="json")), at("feed_forward.d_ff", tree(d_ff)))
+        return count_parameters(resolve_model(validate(type(arm.model), keys, ("model",)))).total
 
     # Parameters are linear in d_ff, so two points give the line.
-    slope = (count(2 * step) - count(step)) / step
+    least = count(step)
+    slope = (count(2 * step) - least) / step
     if not slope:  # every layer sets a d_ff of its own
         return []
-    steps = ((parameters - count(step)) / slope + step) / step
+    steps = ((parameters - least) / slope + step) / step
     return [
         changed(arm, at("model.feed_forward.d_ff", tree(step * n)))
         for n in {max(1, int(steps)), max(1, int(steps) + 1)}

@@ -6,16 +6,21 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from lit_llm.config.code_digest import digest_of_package
+from lit_llm.config.hashing import fingerprint
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.data.sources import error_context
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import digest_of_examples, identity_of_data, reset_identities
+from lit_llm.runs.provenance import installed_version
 from lit_llm.runs.trained_model import has_lost_weights
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.store.disk import check_exists, disk_errors
+from lit_llm.store.files import file_digest
 from lit_llm.store.garbage_collection import list_runs
 from lit_llm.store.store import FINAL, Busy, Store, locked, write_json, write_text
 from lit_llm.studies.analysis_plan import FROZEN, LOG
@@ -28,7 +33,7 @@ from lit_llm.studies.palette import arm_styles
 from lit_llm.studies.plan import PLAN, Plan, plan, with_earlier_findings
 from lit_llm.studies.preflight import check_held_out, check_leaks
 from lit_llm.studies.runs import Run, comparison_of, left_out, note_comparison, register_analysis, runs_of
-from lit_llm.studies.stored import SWEEP, another_version, changes, damage_of, keep, set_aside
+from lit_llm.studies.stored import STORED, SWEEP, another_version, changes, damage_of, keep, set_aside
 from lit_llm.studies.supervise import Supervision
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.mlflow_sync import MlflowSync, RunRecord, SyncUnavailable
@@ -88,7 +93,7 @@ def run_study(
         only: Pattern for names of arms or runs (`red*`); other runs stay as they are.
         rerun: `"failed"` repeats failed runs, `"stale"` those computed by other code.
         tracking: Address of MLflow; the store's own database by default.
-        report: Writes the report at the end, unless the study was interrupted.
+        report: Writes the report at the end, unless the study was interrupted, or has the same report already.
         supervision: Limits for restarting runs that die, make no progress or run out of memory.
         new_version: Keep results of other settings under the study's name as an earlier version. Those of a single
             experiment are always kept.
@@ -153,7 +158,7 @@ def run_study(
                     check_exists(store)  # MLflow would create a new store in its place
                     return [record(run, places[run.arm.name], styles[run.arm.name].colour) for run in runs]
 
-                follower = SyncThread(sync, records)
+                follower = cache(lambda: SyncThread(sync, records))
                 execution = Execution(store, max_parallel, observer, follower, supervision)
                 interrupted = execution.round(chosen, _todo(chosen, rerun, observer))
                 while ablation.study.more_seeds and not interrupted:
@@ -172,13 +177,20 @@ def run_study(
                 observer.message(problem)
             files = _write_results(folder, planned, comparison)
             files += [file for file in (folder / FROZEN, folder / LOG) if file.exists()]
-            if not interrupted:
-                follower.catch_up()  # the report links to its runs
-                files += report(planned, runs, comparison, store)
             ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, folder)
             state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
+            complete, whole = "", state == "done" and all(run.status()["state"] in FINAL for run in runs)
+            if whole:
+                named = {(run.arm.name, str(run.seed), run.trained[-1].node.fingerprint) for run in runs}
+                if sync.is_complete(_digest_of_ending(ending, store, report), named):
+                    return replace(ending, mirrored=True)
+            if not interrupted:
+                follower().catch_up()  # the report links to its runs
+                files += report(planned, runs, comparison, store)
+                complete = _digest_of_ending(ending, store, report) if whole else ""
             note = "" if interrupted else description_with_tables(planned, folder, store)
-            return replace(ending, mirrored=close_sync(follower, state, files, summary(comparison), observer, note))
+            mirrored = close_sync(follower(), state, files, summary(comparison), observer, note, complete)
+            return replace(ending, mirrored=mirrored)
     except Busy:
         message = f"{name} is being run by another process; `{ablation.command('status', store)}` shows how far it is"
         raise InputError(Problem(message, "study")) from None
@@ -217,9 +229,10 @@ def close_sync(
     metrics: Mapping[str, float | None],
     observer: Observer,
     note: str = "",
+    complete: str = "",
 ) -> bool:
     """Bring MLflow up to date, and report where that fails. Returns whether it is up to date."""
-    mirrored = follower.close(state, files, metrics, note)
+    mirrored = follower.close(state, files, metrics, note, complete)
     report_news(follower, observer)
     return mirrored
 
@@ -334,6 +347,29 @@ def _stages(runs: Iterable[Run]) -> dict[str, dict[int, dict[str, str]]]:
 def summary(comparison: Comparison) -> dict[str, float | None]:
     """Metrics of the study's own run in MLflow: the mean of each arm."""
     return {f"{row.arm}/{comparison.metric}": row.mean for row in comparison.rows}
+
+
+def _digest_of_ending(ending: Finished, store: Store, report: Report) -> str:
+    """Digest of all that a finished study's report and its copy in MLflow are made from, and of the report's files.
+
+    Where MLflow has this digest, neither is made again. Damage of a file, other code, another command or another
+    release of MLflow changes it.
+    """
+    ablation, folder = ending.plan.ablation, ending.folder
+    skipped = (STORED, "lock", "mirror.lock")
+    files = [path for path in sorted(folder.rglob("*")) if path.name not in skipped and path.is_file()]
+    results = [step.stage.folder / "result.json" for run in ending.runs for step in run.steps]
+    content = {
+        "code": digest_of_package("lit_llm"),
+        "mlflow": installed_version("mlflow"),
+        "report": f"{report.__module__}.{getattr(report, '__qualname__', report)}",
+        "command": ablation.command("run", store),
+        "study": ablation.study.model_dump(mode="json"),
+        "file": ablation.file,
+        "files": {str(path.relative_to(folder)): file_digest(path) for path in files},
+        "results": {path.parent.name: file_digest(path) for path in results},
+    }
+    return fingerprint(content)
 
 
 def _write_results(folder: Path, planned: Plan, comparison: Comparison) -> list[Path]:

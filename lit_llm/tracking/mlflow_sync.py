@@ -18,7 +18,7 @@ import logging
 import shlex
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from lit_llm.store.store import Store
 from lit_llm.tracking.address import check_server, few_retries, reason, resolved, without_secrets
 from lit_llm.tracking.mlflow_database import connected, create, database_damage
 from lit_llm.tracking.mlflow_views import ARM_COLUMN, CHARACTERS, NOTE, ORDER, SEED_COLUMN, cut
-from lit_llm.tracking.relocation import STUDY, lock_of, repair_paths
+from lit_llm.tracking.relocation import STUDY, lock_of, moved, repair_paths
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,6 +39,8 @@ ARM, SEED, FINGERPRINT = "lit_llm.arm", "lit_llm.seed", "lit_llm.fingerprint"
 CODE, STATE, ERROR, SUPERSEDED = "lit_llm.code", "lit_llm.state", "lit_llm.error", "lit_llm.superseded"
 REPLAYED = "lit_llm.replayed"
 """Tag with [start, end, CRC-32] of the last replayed line of each file; present once params and config are logged."""
+COMPLETE = "lit_llm.complete"
+"""Tag of a parent with the digest of all that its study had when `MlflowSync.finish` closed it."""
 PARENT = "mlflow.parentRunId"
 
 STATUS = {
@@ -165,10 +167,12 @@ class MlflowSync:
         files: Iterable[Path] = (),
         metrics: Mapping[str, float | None] | None = None,
         note: str = "",
+        complete: str = "",
     ) -> None:
         """Close the parent in the study's state, with its report (files, directories) and its summary metrics.
 
-        note: answer in Markdown, for the parent and the experiment; unchanged when empty.
+        note: answer in Markdown, for the parent and the experiment; unchanged when empty. complete: digest of the
+        finished study, for `is_complete`; empty where it is not finished.
         """
         now = int(time.time() * 1000)
         points = [(key(name), value, now, 0) for name, value in (metrics or {}).items() if is_number(value)]
@@ -176,9 +180,34 @@ class MlflowSync:
             self._log_files(self._parent, files)
             if note:
                 self._client.set_experiment_tag(self._experiment, NOTE, cut(note, CHARACTERS))
-            self._log(self._parent, {}, points, {STATE: state, **({NOTE: cut(note, TAG_CHARACTERS)} if note else {})})
+            tags = {NOTE: cut(note, TAG_CHARACTERS), COMPLETE: complete}
+            self._log(self._parent, {}, points, {STATE: state, **{name: text for name, text in tags.items() if text}})
             self._client.set_terminated(self._parent, STATUS[state])
         self._opened = False  # a later sync opens the parent again
+
+    def is_complete(self, complete: str, runs: Set[tuple[str, str, str]]) -> bool:
+        """Whether a sqlite database still has the study as `finish` closed it, with this digest and these runs.
+
+        Reads it without MLflow, whose import takes seconds. False for a server, for a database that is missing or
+        broken, and for a moved store. runs: (arm, seed, fingerprint) of each.
+        """
+        if self._database is None or moved(self._database):
+            return False
+        query = (
+            "SELECT runs.run_uuid, tags.key, tags.value FROM experiments "
+            "JOIN runs USING (experiment_id) JOIN tags USING (run_uuid) "
+            "WHERE experiments.name = ? AND experiments.lifecycle_stage = 'active' "
+            "AND runs.lifecycle_stage = 'active' AND runs.status = 'FINISHED' AND tags.key IN (?, ?, ?, ?)"
+        )
+        tags: dict[str, dict[str, str]] = {}
+        try:
+            with connected(self._database, read_only=True) as connection:
+                for run, name, text in connection.execute(query, (self.study, COMPLETE, ARM, SEED, FINGERPRINT)):
+                    tags.setdefault(run, {})[name] = text
+        except sqlite3.Error:
+            return False
+        children = {(each.get(ARM), each.get(SEED), each.get(FINGERPRINT)) for each in tags.values()}
+        return runs <= children and any(each.get(COMPLETE) == complete for each in tags.values())
 
     def attach(self, files: Iterable[Path]) -> bool:
         """Add files and directories to the parent of a study, whose state stays. Raises SyncUnavailable.
@@ -271,7 +300,7 @@ class MlflowSync:
         parents = [run for run in runs if run.data.tags.get(STUDY) == self.study]
         parent = parents[0] if parents else self._client.create_run(self._experiment, run_name=self.study)
         self._parent = parent.info.run_id
-        tags = {STUDY: self.study, STATE: "running", NOTE: self.description}
+        tags = {STUDY: self.study, STATE: "running", NOTE: self.description, COMPLETE: None}
         self._log(self._parent, dict(parent.data.tags), [], tags)
         if parent.info.status != "RUNNING":
             self._client.update_run(self._parent, status="RUNNING")

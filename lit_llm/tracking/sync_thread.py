@@ -59,6 +59,7 @@ class SyncThread:
         files: Iterable[Path] = (),
         metrics: Mapping[str, float | None] | None = None,
         note: str = "",
+        complete: str = "",
         *,
         timeout: float = 60.0,
     ) -> bool:
@@ -66,7 +67,7 @@ class SyncThread:
 
         Ctrl-C ends the wait at once; the next run of the study replays missing data.
         """
-        self._finish = lambda: self._sync.finish(state, files, metrics, note)
+        self._finish = lambda: self._sync.finish(state, files, metrics, note, complete)
         self._closing = True
         self._wanted.set()
         # A server that is known not to answer gets one more chance; requests to one that hangs take 10 s each.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from lit_llm.components.attention.module import Attention
+from lit_llm.models import resolve as resolution
 from lit_llm.studies.audit import equivalence
 from lit_llm.studies.audit import no_ops as module
 from lit_llm.studies.load import load_study
@@ -215,6 +218,35 @@ def test_torch_is_loaded_only_where_two_fair_arms_have_to_be_built(write_study: 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(loaded)
+
+
+def test_360_arms_of_two_networks_resolve_each_configuration_once_and_build_and_compute_two(
+    write_study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved, counted = list[object](), Counter[str]()
+
+    def counting(owner: ModuleType, name: str) -> None:
+        function = getattr(owner, name)
+
+        def count(*given: object) -> object:
+            counted[name] += 1
+            return function(*given)
+
+        monkeypatch.setattr(owner, name, count)
+
+    resolve = resolution._resolve
+    monkeypatch.setattr(resolution, "_resolve", lambda config: resolved.append(config) or resolve(config))
+    counting(equivalence, "build_small")
+    counting(equivalence, "_nats")
+    rates, clips = [round(1e-4 * (n + 1), 4) for n in range(12)], [n + 1.0 for n in range(15)]
+    factors = f"{NORM}: [head, none]", f"{LR}: {rates}", f"pretrain.training.clip_norm: {clips}"
+    ablation = load_study(write_study("many", grid(*factors, design="factorial")))
+    planned = plan(ablation)
+    assert len(planned.arms) == 360
+    assert not planned.refused
+    assert counted == {"build_small": 2, "_nats": 2}
+    assert set(Counter(map(id, resolved)).values()) == {1}
+    assert len(resolved) <= 360
 
 
 def test_what_takes_long_is_said_and_what_does_not_is_not(write_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

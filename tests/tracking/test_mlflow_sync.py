@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -449,6 +450,43 @@ def test_files_are_attached_to_a_study_that_is_known_and_change_nothing_else(tra
 def test_attaching_makes_no_database_where_there_is_none(tmp_path):
     assert not MlflowSync(default_tracking(tmp_path), study=STUDY).attach([])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_study_is_complete_as_long_as_the_database_has_it_as_it_was_closed(tracking, tmp_path):
+    path, red = tmp_path / "metrics.jsonl", {("red", "0", "f0")}
+    path.write_text(lines(range(3)))
+    mirror = MlflowSync(tracking, study=STUDY)
+    mirror.sync([record(path, state="done")])
+    assert not mirror.is_complete("", red)
+    mirror.finish("done", complete="digest")
+    assert MlflowSync(tracking, study=STUDY).is_complete("digest", red)
+    assert not mirror.is_complete("other", red)
+    assert not mirror.is_complete("digest", red | {("dec", "0", "f1")})
+    assert not MlflowSync(tracking, study="another").is_complete("digest", red)
+    mirror.sync([record(path, state="done")])  # opened, and not closed
+    assert not mirror.is_complete("digest", red)
+    mirror.finish("done", complete="digest")
+    MlflowClient(tracking).delete_run(child(tracking).info.run_id)
+    assert not mirror.is_complete("digest", red)
+    mirror.sync([record(path, state="done")])
+    mirror.finish("done")
+    assert not mirror.is_complete("digest", red)
+    assert not mirror.is_complete("", red)
+
+
+def test_a_study_is_not_complete_in_a_database_that_is_gone_broken_moved_or_behind_a_server(tracking, tmp_path):
+    mirror = MlflowSync(tracking, study=STUDY)
+    mirror.sync([])
+    mirror.finish("done", complete="digest")
+    assert mirror.is_complete("digest", set())
+    store = Path(tracking.removeprefix("sqlite:///")).parent
+    copy = shutil.copytree(store, tmp_path / "moved")
+    assert not MlflowSync(default_tracking(copy), study=STUDY).is_complete("digest", set())
+    (copy / "mlflow.db").write_bytes(b"no database " * 999)
+    assert not MlflowSync(default_tracking(copy), study=STUDY).is_complete("digest", set())
+    assert not MlflowSync(default_tracking(tmp_path / "gone"), study=STUDY).is_complete("digest", set())
+    assert not (tmp_path / "gone").exists()
+    assert not MlflowSync("http://127.0.0.1:9", study=STUDY).is_complete("digest", set())
 
 
 def test_thread_mirrors_live_and_closes_with_everything(tracking, tmp_path):

@@ -66,7 +66,11 @@ class EquivalenceChecker:
         self._text = min(self._small[arm.name].vocabulary - _extra_ids(arm) for arm in arms)
         """Number of ids of the common text; the ids of each arm's objective follow them."""
         self._built: dict[ResolvedModel, LanguageModel] = {}
-        self._nats: dict[str, list[float]] = {}
+        alike: dict[Any, Arm] = {}
+        self._first = {arm.name: alike.setdefault(self._computes(arm), arm) for arm in arms}
+        """{arm: first arm with the same small network and batches}, which is computed for all of them."""
+        self._lengths = {arm.name: _lengths(arm) for arm in alike.values()}
+        self._nats: dict[tuple[str, int], float] = {}
 
     def model(self, arm: Arm) -> LanguageModel:
         """An arm's network, built small."""
@@ -75,14 +79,22 @@ class EquivalenceChecker:
             self._built[small] = build_small(small)
         return self._built[small]
 
+    def _computes(self, arm: Arm) -> tuple[Any, ...]:
+        """All that decides what the checker computes for an arm."""
+        pretrain = arm.experiment.pretrain
+        return self._small[arm.name], pretrain.objective, pretrain.masks, pretrain.data.sequence_length
+
     def same_function(self, one: Arm, other: Arm) -> bool:
         """Whether two arms assign the same nats to the same targets, with the same gradients.
 
         A parameter that only one of them has must have no effect. Both must have windows of one length.
         """
-        if _lengths(one) != _lengths(other):  # few windows of two mixtures may coincide
+        one, other = self._first[one.name], self._first[other.name]
+        if one is other:
+            return True
+        if self._lengths[one.name] != self._lengths[other.name]:  # few windows of two mixtures may coincide
             return False
-        if not _close(self.nats(one), self.nats(other)):
+        if not all(_close(self.nats(one, k), self.nats(other, k)) for k in range(2)):
             return False
         # A long prefix or attention window differs only on windows of the real length.
         window = min(one.experiment.pretrain.data.sequence_length, LONGEST)
@@ -91,17 +103,16 @@ class EquivalenceChecker:
                 pairs = [(self.model(arm), self.batch(arm, window, 1, k)) for arm in (one, other)]
                 with torch.no_grad():
                     nats = [_nats(*pair).item() for pair in pairs]
-                if not _close(nats[:1], nats[1:]) or not _equal_gradients(*(_gradients(*pair) for pair in pairs)):
+                if not _close(*nats) or not _equal_gradients(*(_gradients(*pair) for pair in pairs)):
                     return False
         return True
 
-    def nats(self, arm: Arm) -> list[float]:
-        """Nats per target on two short batches."""
-        if arm.name not in self._nats:
+    def nats(self, arm: Arm, k: int) -> float:
+        """Nats per target on short batch `k`."""
+        if (arm.name, k) not in self._nats:
             with one_thread(), torch.no_grad():
-                model = self.model(arm)
-                self._nats[arm.name] = [_nats(model, self.batch(arm, SHORT, 4, k)).item() for k in range(2)]
-        return self._nats[arm.name]
+                self._nats[arm.name, k] = _nats(self.model(arm), self.batch(arm, SHORT, 4, k)).item()
+        return self._nats[arm.name, k]
 
     def batch(self, arm: Arm, window: int, rows: int, k: int) -> Batch:
         """Random windows, the same for all arms, collated as in this arm's training."""
@@ -158,8 +169,8 @@ def _equal_gradients(gradients: dict[str, Tensor], expected: dict[str, Tensor]) 
     return True
 
 
-def _close(left: Sequence[float], right: Sequence[float]) -> bool:
-    return all(math.isclose(*pair, rel_tol=CLOSE, abs_tol=CLOSE) for pair in zip(left, right, strict=True))
+def _close(left: float, right: float) -> bool:
+    return math.isclose(left, right, rel_tol=CLOSE, abs_tol=CLOSE)
 
 
 def _lengths(arm: Arm) -> list[tuple[float, Lengths]]:

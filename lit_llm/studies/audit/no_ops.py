@@ -51,30 +51,41 @@ def _findings(ablation: Ablation) -> Iterator[Finding]:
         return EquivalenceChecker(ablation.arms)
 
     controls = {arm.name: _controls(arm, ablation.arms[0]) for arm in ablation.arms}
-    for number, arm in enumerate(ablation.arms):
+    by_computation, by_controls = dict[str, list[Arm]](), dict[str, list[Arm]]()  # else each arm meets all before it
+    for arm in ablation.arms:
         baseline = ablation.arm(arm.baseline)
-        others = [baseline] * (baseline is not arm)
-        others += [other for other in ablation.arms[:number] if other is not baseline]
-        others.sort(key=lambda other: not _compared(arm, other))
-        if twin := next((other for other in others if other.computation == arm.computation), None):
+        same = by_computation.setdefault(arm.computation, [])
+        alike = by_controls.setdefault(controls[arm.name], [])
+        others = _in_order(arm, baseline, same, baseline.computation == arm.computation)
+        candidates = _in_order(arm, baseline, alike, controls[baseline.name] == controls[arm.name])
+        same.append(arm)
+        alike.append(arm)
+        if others:
+            twin = others[0]
             if _compared(arm, twin):
                 message = f"is the same computation as {twin.name}: it costs nothing and shows nothing"
                 yield Finding("no_op", arm.name, "", message)
             else:
                 yield Finding("note", arm.name, "", f"is the same computation as {twin.name}, done once for both")
             continue
-        alike = [other for other in others if controls[other.name] == controls[arm.name]]
         try:
-            twin = next((o for o in alike if checker().same_function(arm, o)), None)
+            equal = next((other for other in candidates if checker().same_function(arm, other)), None)
         except Exception as error:
-            if isinstance(error, InputError) or not _from_outside([arm, *alike]):
+            if isinstance(error, InputError) or not _from_outside([arm, *candidates]):
                 raise
             message = f"is not compared by what it computes: built small, its component ends in {error}"
             yield Finding("note", arm.name, "", message)
         else:
-            if twin is not None:
-                yield _same_function(arm, twin)
+            if equal is not None:
+                yield _same_function(arm, equal)
         yield from _parameters(arm, baseline)
+
+
+def _in_order(arm: Arm, baseline: Arm, earlier: Sequence[Arm], baseline_counts: bool) -> list[Arm]:
+    """The baseline, if it counts, and earlier arms; those of the arm's comparison first."""
+    others = [baseline] * (baseline_counts and baseline is not arm)
+    others += [other for other in earlier if other is not baseline]
+    return sorted(others, key=lambda other: not _compared(arm, other))
 
 
 def _controls(arm: Arm, reference: Arm) -> str:
