@@ -136,21 +136,28 @@ def _write(
     values: Mapping[str, Any],
     state: Mapping[str, Tensor],
 ) -> None:
-    import torch
     from safetensors.torch import save_file
 
     kind = state["embedding.weight"].dtype
-    tensors: dict[str, Tensor] = {}
-    for theirs, ours in architecture.names(model).items():
-        tensor = torch.cat([state[name] for name in ours]) if len(ours) > 1 else state[ours[0]]
-        from_one = architecture.scales_from_one and tensor.dim() == 1
-        tensors[theirs] = (tensor - 1.0 if from_one else tensor).to(kind).contiguous()
+    tensors = tensors_of(architecture, model, state)
     if architecture.model_type == "t5gemma2":
         tensors[EOI] = _end_of_image(values, tensors)
     values = {**values, "dtype": str(kind).removeprefix("torch.")}
     (folder / SOURCE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     with replacing(folder / "model.safetensors") as work:
         save_file(tensors, work, {"format": "pt"})
+
+
+def tensors_of(architecture: Architecture, model: ResolvedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our parameters under the names of an architecture of transformers, in the dtype of the embedding."""
+    import torch
+
+    tensors: dict[str, Tensor] = {}
+    for theirs, ours in architecture.names(model).items():
+        tensor = torch.cat([state[name] for name in ours]) if len(ours) > 1 else state[ours[0]]
+        from_one = architecture.scales_from_one and tensor.dim() == 1
+        tensors[theirs] = (tensor - 1.0 if from_one else tensor).to(state["embedding.weight"].dtype).contiguous()
+    return tensors
 
 
 def _describe(folder: Path, tokenizer: Path, layout: tokenizer_file.Layout, pad: Any) -> None:
