@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -18,6 +19,7 @@ from lit_llm.runs.provenance import provenance, same_provenance, weights_digest
 from lit_llm.runs.run_one_stage import experiment_yaml
 from lit_llm.runs.stage_graph import StageNode, stage_graph
 from lit_llm.statistics.comparison import Comparison, Design, InterimAnalyses, RunResult, compare, interim_statuses
+from lit_llm.statistics.estimates import joined
 from lit_llm.statistics.pareto import pareto_front
 from lit_llm.store.store import FINAL, Stage, Store, metric_lines
 from lit_llm.studies.analysis_plan import log_comparison, register, registration_of
@@ -352,10 +354,24 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     figure = settings.front
     if figure is None:
         return compared
-    costs = {arm: figures[figure] for arm, figures in costs_of(ablation.arms).items()}
-    return replace(
-        compared, front=pareto_front(figure, compared.metric, costs, {row.arm: row.mean for row in compared.rows})
-    )
+    if figure == "training_seconds":
+        costs = mean_training_seconds(results)
+    else:
+        costs = {arm: figures[figure] for arm, figures in costs_of(ablation.arms).items()}
+    means = {row.arm: row.mean for row in compared.rows if row.arm in costs}
+    unmeasured = [row.arm for row in compared.rows if row.mean is not None and row.arm not in costs]
+    notes = [f"without measured seconds of training, so not on the front: {joined(unmeasured)}"] * bool(unmeasured)
+    front = pareto_front(figure, compared.metric, costs, means)
+    return replace(compared, front=front, notes=(*compared.notes, *notes))
+
+
+def mean_training_seconds(results: Iterable[RunResult]) -> dict[str, float]:
+    """{arm: mean seconds of training of its runs that measured them}."""
+    seconds = dict[str, list[float]]()
+    for run in results:
+        if measured := run.result.get("training_seconds"):
+            seconds.setdefault(run.arm, []).append(measured)
+    return {arm: statistics.fmean(values) for arm, values in seconds.items()}
 
 
 def _design(ablation: Ablation, interims: InterimAnalyses | None) -> Design:
@@ -385,7 +401,7 @@ def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], resul
 
 
 def costs_of(arms: Iterable[Arm]) -> dict[str, dict[Figure, float]]:
-    """{arm: costs that a Pareto front can show}; arms that differ only in the optimiser share them."""
+    """{arm: computed costs that a Pareto front can show}; arms that differ only in the optimiser share them."""
     costs, computed = dict[str, dict[Figure, float]](), dict[str, dict[Figure, float]]()
     free: Any = {"seed": True, "evaluate": True, "pretrain": {"training": {"optimizer": True}}}
     for arm in arms:

@@ -270,7 +270,9 @@ Metric = Annotated[str, AfterValidator(_metric), Field(json_schema_extra=_SCHEMA
 By = Literal["none", "tokens", "loss_tokens", "parameters", "train_flops"]
 
 
-Figure = Literal["inference_flops", "train_flops", "parameters", "non_embedding_parameters", "kv_cache_bytes"]
+Figure = Literal[
+    "inference_flops", "train_flops", "training_seconds", "parameters", "non_embedding_parameters", "kv_cache_bytes"
+]
 
 
 class Match(Section):
@@ -330,7 +332,8 @@ class Compare(Section):
     front: Figure | None = None
     """Cost of the Pareto front: the metric is shown against it, with the arms that no other beats in both.
     inference_flops: for reading an input and writing a target, both as long as the finetuning allows, or 1000 tokens
-    each without one."""
+    each without one. training_seconds: measured seconds of all trainings, mean over the runs, which only compare if all
+    ran on one machine with the same -j."""
     variance: Variance = "moderated"
     """Estimate of the variance of a difference. moderated: its own values over the seeds, with up to a third of a
     degree of freedom from the other differences; its intervals cover 93% or more in every design. paired: its own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from lit_llm.config.metrics import direction
 from lit_llm.report.figures.differences import (
@@ -30,7 +30,10 @@ from lit_llm.statistics.verdicts import stand_in
 from lit_llm.studies.design.factors import short_names
 from lit_llm.studies.load import Arm
 from lit_llm.studies.runs import costs_of
+from lit_llm.studies.schema import Figure
 
+COMPUTED: tuple[Figure, ...] = ("train_flops", "inference_flops", "kv_cache_bytes")
+"""Costs against which the metric is drawn, besides the study's choice."""
 MOST_ROWS, MOST_MAPS, MOST_STEPWISE = 60, 6, 4
 """Largest numbers of rows of a forest, of pairs of factors and of step-wise comparisons: more is illegible."""
 UNADJUSTED = "not adjusted for the interim analyses after each round of seeds"
@@ -190,20 +193,28 @@ def fronts(study: FigureData) -> Iterator[Drawn]:
     means = {row.arm: row.mean for row in study.comparison.rows if row.mean is not None}
     if direction(study.metric) is None or len(means) < 2:
         return
-    printed = {study.series(arm): mean for arm, mean in means.items()}
     costs = costs_of(arm for arm in study.ablation.arms if arm.name in means)
-    chosen = study.ablation.study.compare.front
-    figures = dict.fromkeys([*([chosen] if chosen else []), "train_flops", "inference_flops", "kv_cache_bytes"])
+    by_figure: dict[str, dict[str, float]] = {}
+    chosen = study.comparison.front
+    if chosen is not None:
+        by_figure[chosen.figure] = {point.arm: point.cost for point in chosen.points}
+    for figure in COMPUTED:
+        by_figure.setdefault(figure, {arm: costs[arm][figure] for arm in means})
     drawn = [
-        pareto_front(figure, study.metric, {study.series(arm): cost for arm, cost in by_arm.items()}, printed)
-        for figure in figures
-        if len(set((by_arm := {arm: costs[arm][figure] for arm in means}).values())) > 1
+        pareto_front(
+            figure,
+            study.metric,
+            {study.series(arm): cost for arm, cost in by_arm.items()},
+            {study.series(arm): mean for arm, mean in means.items() if arm in by_arm},
+        )
+        for figure, by_arm in by_figure.items()
+        if len(set(by_arm.values())) > 1
     ]
     if drawn:
         yield Drawn(
             "front",
             f"{study.metric} against cost; filled and joined: arms that no other beats in both; bars: standard "
-            f"deviation over seeds, {study.seeds}; costs are computed, not measured"
+            f"deviation over seeds, {study.seeds}; {_source_of_costs(by_figure)}"
             f"{study.chosen and '; grey: further arms'}.",
             front_figure(
                 f"{study.metric} against cost",
@@ -213,6 +224,12 @@ def fronts(study: FigureData) -> Iterator[Drawn]:
                 study.names.metric(study.metric),
             ),
         )
+
+
+def _source_of_costs(figures: Collection[str]) -> str:
+    """Clause of a caption."""
+    measured = "training_seconds" in figures
+    return "seconds are measured, other costs computed" if measured else "costs are computed, not measured"
 
 
 def learning_rates(study: FigureData) -> Iterator[Drawn]:

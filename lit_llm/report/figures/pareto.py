@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 COSTS = {
     "train_flops": "training FLOPs",
     "inference_flops": "inference FLOPs",
+    "training_seconds": "measured seconds of training",
     "kv_cache_bytes": "key-value cache, bytes",
     "parameters": "parameters",
     "non_embedding_parameters": "non-embedding parameters",
