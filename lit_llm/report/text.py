@@ -86,6 +86,11 @@ def about(seconds: float) -> str:
     return f"{count(seconds / (365.25 * 86400))} years"
 
 
+def milliseconds(seconds: float) -> str:
+    """Milliseconds, without the unit: 0.123, 45.6, 1,234."""
+    return f"{1000 * seconds:.3g}" if seconds < 1 else f"{1000 * seconds:,.0f}"
+
+
 def duration(seconds: float) -> str:
     """0:42, 1:03:20."""
     minutes, rest = divmod(round(seconds), 60)

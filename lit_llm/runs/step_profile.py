@@ -307,6 +307,12 @@ def copy_ceiling(device: torch.device, entries: int = 1 << 26) -> float:
     return 2 * 4 * entries / _fastest(lambda: target.copy_(source), device)
 
 
+def read_ceiling(device: torch.device, entries: int = 1 << 26) -> float:
+    """Bytes read per second by the sum of a tensor of 256 MiB: the best of several."""
+    source = torch.zeros(entries, device=device)
+    return 4 * entries / _fastest(source.sum, device)
+
+
 def _fastest(run: Callable[[], Any], device: torch.device, times: int = 8) -> float:
     seconds = []
     for _ in range(times):

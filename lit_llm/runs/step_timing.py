@@ -105,7 +105,7 @@ class TimedStep:
             "data": {size: getattr(data, size, None) for size in sizes},
             "training": training,
         }
-        return fingerprint({**content, **asdict(self.setting), **_machine(), "schema": SCHEMA})
+        return fingerprint({**content, **asdict(self.setting), **machine(), "schema": SCHEMA})
 
 
 def setting_of(training: TrainingConfig, max_parallel: int) -> Setting:
@@ -116,7 +116,8 @@ def setting_of(training: TrainingConfig, max_parallel: int) -> Setting:
 
 
 @cache
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Host, CPU, cores, GPUs and version of torch."""
     gpus = sorted(file.read_text() for file in Path("/proc/driver/nvidia/gpus").glob("*/information"))
     model = platform.processor()
     with suppress(OSError):

@@ -69,7 +69,7 @@ def test_another_setting_is_another_timing(change: dict[str, object]) -> None:
 
 def test_a_timing_of_another_machine_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     keep(timed(), ONE)
-    monkeypatch.setattr(step_timing, "_machine", lambda: {"host": "another"})
+    monkeypatch.setattr(step_timing, "machine", lambda: {"host": "another"})
     assert cached(timed()) is None
 
 

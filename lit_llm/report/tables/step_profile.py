@@ -16,7 +16,7 @@ def profile_table(profiled: StepProfile) -> Table:
     ceiling = profiled.ceiling_flops
     flops = sum(part.flops for part in profiled.parts)
     rows = [_row(part, profiled) for part in profiled.parts]
-    rows.append(["step", _milliseconds(profiled.seconds), "100%", *_rate(flops, profiled.seconds, ceiling)])
+    rows.append(["step", text.milliseconds(profiled.seconds), "100%", *_rate(flops, profiled.seconds, ceiling)])
     notes = (
         f"mean of {text.several(profiled.steps, 'step')} on random tokens, forward and backward; {profiled.device}, "
         f"{text.several(profiled.threads, 'thread')}, {profiled.precision}",
@@ -31,11 +31,7 @@ def profile_table(profiled: StepProfile) -> Table:
 
 def _row(part: PartTime, profiled: StepProfile) -> list[str]:
     rate = _rate(part.flops, part.product_seconds, profiled.ceiling_flops)
-    return [part.name, _milliseconds(part.seconds), f"{part.seconds / profiled.seconds:.0%}", *rate]
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.3g}" if seconds < 1 else f"{1000 * seconds:,.0f}"
+    return [part.name, text.milliseconds(part.seconds), f"{part.seconds / profiled.seconds:.0%}", *rate]
 
 
 def _rate(flops: float, seconds: float, ceiling: float) -> list[str]:
