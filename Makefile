@@ -47,6 +47,7 @@ format: $(READY) ## ruff's fixes and layout
 	@$(BIN)/ruff format .
 
 benchmarks: $(READY) ## the benchmarks, most beside a peer
+	@$(BIN)/lit-llm bench
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 $(VENV)/.docs: $(READY)

@@ -22,6 +22,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import lit_llm
+from lit_llm.bench import results
+from lit_llm.bench.settings import BenchSettings
 from lit_llm.cli import app
 from lit_llm.components.attention.config import AttentionConfig
 from lit_llm.components.attention.resolved import ResolvedAttention
@@ -308,12 +310,13 @@ def keys(content: Any) -> Iterator[str]:
 
 
 def test_the_page_of_json_names_every_key(tmp_path: Path) -> None:
-    """Of a plan, a state, a comparison and an event: a key that is added to one is added to the page."""
+    """Of a plan, a state, a comparison, a benchmark and an event: a key that is added to one is added to the page."""
     named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", (ROOT / "docs" / "json.md").read_text()))))
     ablation = load_study(ROOT / "ablations" / "quickstart.yaml")
     found = set(keys(plan(ablation, built=False).as_json()))
     found |= {key for row in status_rows(runs_of(ablation, Store(tmp_path / "store"))) for key in row}
-    for kind in (Comparison, Row, PowerPlan, TwoStudies):
+    of_bench = (results.Bench, results.Comparison, results.Measured, results.Quartiles, results.Machine)
+    for kind in (Comparison, Row, PowerPlan, TwoStudies, *of_bench, results.Ceilings, BenchSettings):
         found |= {field.name for field in dataclasses.fields(kind)}
     search = load_sweep(ROOT / "sweeps" / "quickstart.yaml")
     found |= trial_json(search, Trial("red", 0, {}, "done")).keys() | sweep_json(search, []).keys()

@@ -1,0 +1,95 @@
+"""What is measured: a model, how it is trained on a text, and how it answers prompts."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from lit_llm.components.loss.module import target_loss
+from lit_llm.generation import generate, prefill
+from lit_llm.models.families import LanguageModel
+from lit_llm.objectives.config import BOS
+
+
+class Text(NamedTuple):
+    """A batch of random tokens."""
+
+    source_BS: Tensor | None
+    """What an encoder reads; None for a decoder-only model."""
+    inputs_BT: Tensor
+    targets_BT: Tensor
+
+    def to(self, device: str) -> Text:
+        return Text(*(None if tensor is None else tensor.to(device) for tensor in self))  # type: ignore[arg-type]
+
+
+class Contestant(ABC):
+    """One implementation of a model."""
+
+    module: Any
+    """Its `nn.Module`."""
+
+    def compiled(self) -> Self:
+        """The same weights under torch.compile."""
+        other = copy.copy(self)
+        other.module = torch.compile(self.module)
+        return other
+
+    @abstractmethod
+    def logits(self, text: Text) -> Tensor:
+        """B x T x V logits of the targets."""
+
+    @abstractmethod
+    def loss(self, text: Text) -> Tensor:
+        """Mean loss over the targets, as its own training computes it."""
+
+    @abstractmethod
+    def prefill(self, prompts_BP: Tensor) -> object:
+        """Read the prompts and compute the logits of the first answered token, with a cache for the next ones."""
+
+    @abstractmethod
+    def generate(self, prompts_BP: Tensor, tokens: int) -> Tensor:
+        """Answer each prompt with that many tokens, greedily: B x tokens."""
+
+
+class Ours(Contestant):
+    """A model of ours."""
+
+    def __init__(self, module: LanguageModel) -> None:
+        self.module: LanguageModel = module
+        self.hidden = module.hidden
+
+    def compiled(self) -> Self:
+        other = copy.copy(self)
+        other.hidden = torch.compile(self.hidden)  # the loss calls this, and never the module itself
+        return other
+
+    def _hidden(self, text: Text) -> Tensor:
+        read = (text.inputs_BT,) if text.source_BS is None else (text.source_BS, text.inputs_BT)
+        return self.hidden(*read)
+
+    def logits(self, text: Text) -> Tensor:
+        return self.module.logits(self._hidden(text))
+
+    def loss(self, text: Text) -> Tensor:
+        count = text.targets_BT.numel()
+        places = torch.arange(count, device=text.targets_BT.device)
+        losses = target_loss(self._hidden(text), self.module.unembedding, (text.targets_BT, places))
+        return losses.objective / count
+
+    def prefill(self, prompts_BP: Tensor) -> object:
+        return prefill(self.module, prompts_BP.tolist())
+
+    def generate(self, prompts_BP: Tensor, tokens: int) -> Tensor:
+        prompts = prompts_BP.tolist()
+        answers = generate(self.module, prompts, max_new_tokens=tokens, stop=(), batch_size=len(prompts))
+        return torch.tensor([answer.tokens for answer in answers])
+
+
+def begun(prompts_BP: Tensor) -> Tensor:
+    """The prompts after the token that our decoders begin with."""
+    return torch.cat([torch.full_like(prompts_BP[:, :1], BOS), prompts_BP], dim=1)
