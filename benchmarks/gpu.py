@@ -41,13 +41,13 @@ def experiment_of(preset: str, steps: int, *overrides: str) -> Experiment:
     return load_experiment(preset, keys)
 
 
-def random_model(experiment: Experiment, device: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
+def random_model(experiment: Experiment, device: str) -> LanguageModel:
     """Drawn on the device itself, which for a billion parameters is quicker than the seeded way; for timing only."""
     model = build_model(experiment.model, device="meta").to_empty(device=device)
     with torch.no_grad():
         for parameter in model.parameters():
             torch.nn.init.ones_(parameter) if parameter.dim() < 2 else torch.nn.init.normal_(parameter, std=0.02)
-    return model.to(dtype)
+    return model
 
 
 def reset() -> None:

@@ -21,8 +21,8 @@ def bench(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[training|decode|memory|families]...",
-            help="What to measure; all when absent. families: RedLLM against DecLLM of as many parameters.",
+            metavar="[WHAT]...",
+            help="training, decode, memory, families (RedLLM against DecLLM of as many parameters); all when absent.",
         ),
     ] = None,
     size: Annotated[str, typer.Option(metavar="[tiny|small|base]", help="Shape of the models.")] = "small",

@@ -52,7 +52,8 @@ def _table(title: str, comparisons: Sequence[Comparison]) -> Table:
 
 def _row(row: Measured, heap: str) -> list[str]:
     of_machine = "" if row.of_machine is None else f"{row.of_machine:.0%}"
-    ratio = [f"{row.ratio.median:.2f}", f"{row.ratio.low:.2f} to {row.ratio.high:.2f}"]
+    low, high = row.ratio.low, row.ratio.high
+    ratio = [f"{row.ratio.median:.2f}", f"{low:.2f} to {high:.2f}" if low < high else ""]
     median, quartiles = _value(row.value, row.unit)
     return [row.quantity, heap, row.contestant, median, *ratio, of_machine, quartiles]
 
