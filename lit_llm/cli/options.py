@@ -149,7 +149,7 @@ def timings(planned: Plan, max_parallel: int, store: Store, measuring: bool) -> 
 def max_parallel(ablation: Ablation) -> int:
     """Default number of parallel runs: one on a GPU, else as many as the cores allow."""
     from lit_llm.launch import cores
-    from lit_llm.runs.provenance import has_gpu
+    from lit_llm.runs.kernels import has_gpu
 
     executions = [arm.experiment.pretrain.training.execution for arm in ablation.arms]
     if has_gpu() and any(execution.accelerator != "cpu" for execution in executions):

@@ -107,8 +107,8 @@ def few_rows() -> Iterator[None]:
 
 def functions_for(x: Tensor, other: Tensor | None) -> Functions | None:
     """The compiled functions for an input and the contiguous tensor that it is combined with; None: use torch's."""
-    if not _used.now or x.device.type != "cpu":
-        return None
+    if torch.compiler.is_compiling() or not _used.now or x.device.type != "cpu":
+        return None  # compiling is asked first: torch's compiler does not read what belongs to a thread
     if other is not None and (other.dtype != x.dtype or not other.is_contiguous()):
         return None
     functions = compiled()

@@ -145,6 +145,10 @@ class Part(Section):
     reads_marked: ClassVar[str] = ""
     """Name of the part for messages, where it reads the row's first tokens as a source; '' otherwise. The objective has
     to mark these tokens."""
+    not_compiled: ClassVar[str] = ""
+    """Reason why its module does not compile to one graph; '' where it does."""
+    one_length: ClassVar[str] = ""
+    """Reason why a compiled graph of it holds for rows of one length alone; '' where it holds for every length."""
 
     def shapes(self, widths: Widths) -> dict[str, TensorShape]:
         """{name in its module: shape} of every parameter; matrices are (rows, columns)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -91,6 +91,11 @@ class Block(nn.Module):
         return x_BTD
 
 
+def apply_block(block: Block, x_BTD: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """The block's output, B x T x D."""
+    return cast(Tensor, block(x_BTD, inputs))
+
+
 class Stack(nn.Module):
     """Layers and the norm after the last of them."""
 
@@ -103,6 +108,8 @@ class Stack(nn.Module):
         """Names of the modules that all layers share."""
         self.recompute = False
         """Whether only each layer's input is kept for the backward pass, which then computes the layer again."""
+        self.apply_in_training: Callable[[Block, Tensor, Mapping[str, Any]], Tensor] = apply_block
+        """Computes a block in training: `apply_block`, or that function compiled."""
 
     def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
         """B x T x D -> B x T x D, in training, evaluation and cached decoding alike."""
@@ -137,10 +144,12 @@ class Stack(nn.Module):
         blocks = self._blocks()[first:last]
         kept = [{}] * len(blocks) if context.cache is None else context.cache.layers[first:last]
         inputs = [block.prepare(context, cache) for block, cache in zip(blocks, kept, strict=True)]
+        # Evaluations run eagerly: their shapes and hooks would compile further graphs.
+        apply = self.apply_in_training if self.training and torch.is_grad_enabled() else apply_block
         for block, prepared in zip(blocks, inputs, strict=True):
             if self.recompute and torch.is_grad_enabled():
                 # `checkpoint` keeps the state of the random generators, so that dropout drops the same entries again.
-                x_BTD = cast(Tensor, checkpoint(block, x_BTD, prepared, use_reentrant=False))
+                x_BTD = cast(Tensor, checkpoint(apply, block, x_BTD, prepared, use_reentrant=False))
             else:
-                x_BTD = block(x_BTD, prepared)
+                x_BTD = apply(block, x_BTD, prepared)
         return x_BTD

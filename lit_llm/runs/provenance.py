@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from lit_llm.config.tree import leaves
 from lit_llm.data.config import InstructionConfig
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.resolve import resolve_model
+from lit_llm.runs.kernels import cpu_flags, has_gpu, kernels_of
 
 COMPUTES = (
     "components",
@@ -64,7 +64,7 @@ def provenance(
         "python": platform.python_version(),
         "device": _device(execution.accelerator),
         "precision": experiment.evaluate.precision if evaluates and experiment.evaluate else training.precision,
-        "kernels": "auto" if evaluates else execution.kernels,
+        "kernels": "auto" if evaluates else kernels_of(experiment, stage).name,
         "threads": execution.threads,
         "micro_batch_size": execution.micro_batch_size,
         "packing": "greedy" if packed else None,
@@ -108,11 +108,6 @@ def provenance_digest(origin: Mapping[str, Any]) -> str:
     return fingerprint({key: origin.get(key) for key in REPEATABLE})
 
 
-def has_gpu() -> bool:
-    """Whether an NVIDIA device exists, checked without torch, whose import takes seconds."""
-    return Path("/dev/nvidiactl").exists()
-
-
 @cache
 def _device(accelerator: str) -> str:
     if accelerator != "cpu" and has_gpu():
@@ -125,10 +120,7 @@ def _device(accelerator: str) -> str:
 
 def _instruction_set() -> str:
     """The CPU's instruction set, which selects kernels and so decides the last bits of a result."""
-    try:
-        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]))
-    except OSError:
-        flags = set()
+    flags = cpu_flags()
     widest = next((name for name in ("avx512f", "avx2") if name in flags), "")
     bfloat16 = [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
     return " ".join([platform.machine(), widest, *bfloat16]).strip()

@@ -30,6 +30,7 @@ from lit_llm.experiment.cost import cost_of, example_flops
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
+from lit_llm.runs.kernels import kernels_of, lengths_vary, training_of
 from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.stage_config import StageConfig
 from lit_llm.runs.trained_model import open_finished, write_weights
@@ -280,13 +281,15 @@ def _train(
     discard_other_provenance(
         origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file], stage.note
     )
+    if obstacle := kernels_of(experiment, name).obstacle:
+        stage.note(f"blocks are not compiled: {obstacle}")
     stage.progress_file.unlink(missing_ok=True)  # left by an attempt that stopped in its last evaluation
     began = time.perf_counter()
     initial = _before_training(model, section.training, evaluations.during, stage)
     before = time.perf_counter() - began
     fitted = fit(
         model,
-        section.training,
+        training_of(experiment, name),
         batches,
         step_cost=step_cost,
         evaluate=evaluations.during,
@@ -297,6 +300,7 @@ def _train(
         should_stop=should_stop,
         should_prune=should_prune,
         warm_start=warm_start,
+        lengths_vary=lengths_vary(experiment, name),
         log=stage.note,
     )
     digest = None

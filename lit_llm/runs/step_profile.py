@@ -29,6 +29,7 @@ from lit_llm.components.layer_part import LayerPart
 from lit_llm.components.norm import module as norms
 from lit_llm.components.norm.module import Norm
 from lit_llm.components.rope import rotate
+from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.build import build_model
 from lit_llm.runs.step_timing import train_on_random_tokens
@@ -85,9 +86,14 @@ def profile_step(experiment: Experiment, stage: Trained, steps: int, trace: Path
         trace: File for the trace of these steps, as JSON for ui.perfetto.dev; compressed where it ends with .gz.
 
     Raises:
+        InputError: The blocks would be compiled.
         RuntimeError: The device that the experiment asks for is absent.
     """
     training = experiment.section(stage).training
+    if training.execution.kernels == "compiled":
+        key = f"{stage}.training.execution.kernels"
+        message = f"a compiled block has no parts to time; profile the eager one by `-o {key}=auto`"
+        raise InputError(Problem(message, key))
     on_gpu = accelerator_of(training.execution.accelerator) == "cuda"
     torch.set_num_threads(training.execution.threads)
     profiler, seconds = _profiled(experiment, stage, steps, on_gpu)

@@ -32,7 +32,7 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.launch import cores
 from lit_llm.models.resolve import resolve_model
-from lit_llm.runs.provenance import has_gpu
+from lit_llm.runs.kernels import has_gpu, lengths_vary, training_of
 from lit_llm.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -284,12 +284,13 @@ def train_on_random_tokens(
     """
     from lit_llm.training.fit import StepCost, fit
 
-    training = experiment.section(stage).training
+    training = training_of(experiment, stage)
     with tempfile.TemporaryDirectory() as folder:
         fit(
             model,
             training if steps is None else training.model_copy(update={"max_steps": steps}),
             RandomBatches(experiment, stage),  # type: ignore[arg-type]
+            lengths_vary=lengths_vary(experiment, stage),
             step_cost=StepCost(1, 1.0),
             evaluate=lambda model: {},
             evaluate_times=1,

@@ -22,6 +22,7 @@ from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.collate import Batch
 from lit_llm.store.store import MetricsFile
 from lit_llm.training.checkpoints import Checkpoints, newest_checkpoint
+from lit_llm.training.compiled_blocks import compile_blocks
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.heap import keep_freed_memory
 from lit_llm.training.module import Diverged, LitModel, WarmStart
@@ -76,19 +77,23 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     should_prune: ShouldPrune | None = None,
     warm_start: WarmStart | None = None,
+    lengths_vary: bool = True,
     final: Evaluate | None = None,
     log: Callable[[str], None] = print,
 ) -> TrainResult:
     """Train to max_steps, from the newest undamaged checkpoint if there is one. Once done, the weights are in float32.
 
     evaluate_times: number of evaluations, evenly spaced, the last one after the last step. final: the last evaluation,
-    where it differs from those before. `should_stop` is called after every step, `should_prune` after every evaluation;
+    where it differs from those before. lengths_vary: whether batches differ in their numbers of tokens, for compiled
+    blocks. `should_stop` is called after every step, `should_prune` after every evaluation;
     when one returns True, a checkpoint is written and training ends as interrupted. `log` gets a message about a
     damaged checkpoint.
     """
     execution = training.execution
     # Lightning does not change the mode, and a loaded model is in evaluation mode, without dropout.
     lit = LitModel(model.train(), training, batches.seed, warm_start)
+    if execution.kernels == "compiled":
+        compile_blocks(model, lengths_vary)
     resume = newest_checkpoint(checkpoints, log)
     stability, throughput = (
         Stability(training.stability),

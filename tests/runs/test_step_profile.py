@@ -10,6 +10,7 @@ from torch.autograd import DeviceType
 from lit_llm.components.attention import module as attention_module
 from lit_llm.components.norm import module as norm_module
 from lit_llm.components.rope import rotate
+from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.runs import step_profile
@@ -48,6 +49,12 @@ def test_the_products_of_each_part_have_the_flops_of_the_formula(profiled):
         "feed forward": each * LAYERS * 3 * D * D_FF,
         "loss": each * V * D,
     }
+
+
+def test_compiled_blocks_are_not_profiled_and_the_message_says_how():
+    experiment = load_experiment("decllm-tiny", ["pretrain.training.execution.kernels=compiled"])
+    with pytest.raises(InputError, match=r"-o pretrain\.training\.execution\.kernels=auto"):
+        profile_step(experiment, "pretrain", 2)
 
 
 def test_the_parts_add_up_to_the_step_and_each_has_taken_time(profiled):

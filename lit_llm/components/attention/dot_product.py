@@ -81,7 +81,7 @@ class DotProduct(nn.Module):
 
     def _causal(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask) -> Tensor:
         """Causal attention, with or without a prefix of one length for all rows, without a mask of T x T."""
-        gqa, prefix = q_BHTK.shape[1] != k_BHSK.shape[1], mask.prefix
+        gqa, prefix = shares_heads(q_BHTK, k_BHSK), mask.prefix
 
         def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=self.scale, enable_gqa=gqa)
@@ -142,7 +142,7 @@ class DotProduct(nn.Module):
 
 def _fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     """Attention by torch's fused kernels. mask: None where all keys are visible."""
-    gqa = q_BHTK.shape[1] != k_BHSK.shape[1]
+    gqa = shares_heads(q_BHTK, k_BHSK)
     attend = F.scaled_dot_product_attention
     if mask is None or q_BHTK.device.type != "cuda":
         return attend(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, scale=scale, enable_gqa=gqa)
@@ -150,6 +150,14 @@ def _fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None, 
     # in pytorch issue 196678, not established here). The other kernel does not support grouped heads.
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         return attend(q_BHTK, for_queries(k_BHSK, q_BHTK), for_queries(v_BHSK, q_BHTK), attn_mask=mask, scale=scale)
+
+
+def shares_heads(q_BHTK: Tensor, k_BHSK: Tensor) -> bool:
+    """Whether several query heads share a head of keys."""
+    # A branch decides it: in a compiled block the comparison may be symbolic, which torch's kernels do not take.
+    if q_BHTK.shape[1] == k_BHSK.shape[1]:  # noqa: SIM103
+        return False
+    return True
 
 
 def for_queries(k_BHSK: Tensor, q_BHTK: Tensor) -> Tensor:

@@ -40,11 +40,16 @@ def has_matrix_units() -> bool:
 
 
 def suits_blocks(q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask) -> bool:
-    """True where blocks are faster than torch's kernel: on a CPU with AMX, in bfloat16, in training, for short rows."""
+    """True where blocks are faster than torch's kernel: on a CPU with AMX, in bfloat16, in training, for short rows.
+
+    False in a compiled block, whose graph would hold the products of every block of queries.
+    """
+    if torch.compiler.is_compiling():  # first: the capabilities of a CPU cannot be traced
+        return False
     if not q_BHTK.requires_grad or q_BHTK.device.type != "cpu" or mask.kernel not in ("causal", "masked"):
         return False
     short = max(q_BHTK.shape[2], k_BHSK.shape[2]) <= LONGEST and compute_dtype(q_BHTK) == torch.bfloat16
-    return short and has_matrix_units() and not torch.compiler.is_compiling()
+    return short and has_matrix_units()
 
 
 def block_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask, scale: float | None) -> Tensor:

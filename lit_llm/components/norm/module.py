@@ -37,7 +37,12 @@ def rms_norm(x: Tensor, scale: Tensor | None, eps: float) -> Tensor:
         pointers = x.data_ptr(), None if scale is None else scale.data_ptr(), out.data_ptr()
         functions.rms_norm(*pointers, x.numel() // x.shape[-1], x.shape[-1], eps)
         return out
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        # Compiled to one kernel, with the scale in float32 as in `_RMSNorm`.
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        exact = exact * (exact.square().mean(-1, keepdim=True) + eps).rsqrt()
+        return (exact if scale is None else exact * scale).to(x.dtype)
+    if x.device.type == "cpu":
         normed: Tensor = _RMSNorm.apply(x, scale, eps)
         return normed
     # The scale in x's dtype, which the fused kernel requires.

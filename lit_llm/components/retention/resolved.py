@@ -24,6 +24,7 @@ class ResolvedRetention(Part):
 
     module: ClassVar[str] = "lit_llm.components.retention.module:Retention"
     causal_only: ClassVar[str] = "retention is causal"
+    one_length: ClassVar[str] = "retention goes through a row chunk by chunk, so each length would be another graph"
 
     heads: int
     head_dim: int

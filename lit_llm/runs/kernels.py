@@ -1,0 +1,109 @@
+"""Kernels that a stage is computed with: those of its configuration, as far as this machine has them. Loads no torch.
+
+The answer depends on the configuration and the machine alone. So it is the same for every seed, for a plan, a run and
+a resumed run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.models.resolve import resolve_model
+from lit_llm.training.config import TrainingConfig
+
+
+class Kernels(NamedTuple):
+    """Kernels of a stage on this machine."""
+
+    name: str
+    """The value of `training.execution.kernels` that is computed."""
+    obstacle: str = ""
+    """Reason why blocks are not compiled although they should be; '' otherwise."""
+
+
+COMPILE_SECONDS = 60.0
+"""Seconds that a run waits for its blocks to compile when no earlier run has compiled them, on a busy machine."""
+SAVED = 0.1
+"""Share of a CPU step that compiled blocks save, the least of those in `docs/speed.md`."""
+
+
+def kernels_of(experiment: Experiment, stage: Trained) -> Kernels:
+    """The kernels of a stage's training: `auto` in place of `compiled` where something is in the way."""
+    execution = experiment.section(stage).training.execution
+    if execution.kernels != "compiled":
+        return Kernels(execution.kernels)
+    obstacle = _no_compiler(execution.accelerator != "cpu" and has_gpu()) or _uncompiled_part(experiment, stage)
+    return Kernels("auto" if obstacle else "compiled", obstacle)
+
+
+def compiled_saves(experiment: Experiment, stage: Trained, step: float) -> float:
+    """Seconds that `kernels: compiled` saves in a stage of `auto`; 0 where it is unmeasured, impossible or slower.
+
+    step: seconds of an eager step. Savings are known for a CPU alone, without the blocks of queries that bfloat16 rows
+    have on a CPU with AMX.
+    """
+    training = experiment.section(stage).training
+    execution = training.execution
+    if execution.kernels != "auto" or (execution.accelerator != "cpu" and has_gpu()):
+        return 0.0
+    if _no_compiler(gpu=False) or _uncompiled_part(experiment, stage):
+        return 0.0
+    if training.precision != "fp32" and "amx_bf16" in cpu_flags():
+        return 0.0
+    return max(0.0, SAVED * training.max_steps * step - COMPILE_SECONDS)
+
+
+def training_of(experiment: Experiment, stage: Trained) -> TrainingConfig:
+    """Settings of a stage's training with the kernels of this machine."""
+    training = experiment.section(stage).training
+    kernels = {"kernels": kernels_of(experiment, stage).name}
+    return training.model_copy(update={"execution": training.execution.model_copy(update=kernels)})
+
+
+def lengths_vary(experiment: Experiment, stage: Trained) -> bool:
+    """Whether the numbers of tokens in a row of source or target differ between the batches of a stage."""
+    pretrain = experiment.pretrain
+    return stage == "finetune" or len(set(pretrain.objective.extremes(pretrain.data.sequence_length))) > 1
+
+
+def _uncompiled_part(experiment: Experiment, stage: Trained) -> str:
+    """Reason why a part of the model cannot be compiled for this stage, or ''."""
+    vary = lengths_vary(experiment, stage)
+    parts = resolve_model(experiment.model).parts
+    reasons = (part.not_compiled or (part.one_length if vary else "") for part in parts)
+    return next(filter(None, reasons), "")
+
+
+def _no_compiler(gpu: bool) -> str:
+    """Reason why nothing can be compiled on this machine, or ''."""
+    # The compiler that torch looks for.
+    compiler = os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
+    if shutil.which(compiler) is None:
+        return f"there is no C++ compiler ({compiler}); install one, or name another by CXX"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "Python's headers are absent; install them (on Debian python3-dev)"
+    if gpu and importlib.util.find_spec("triton") is None:
+        return "triton is absent; `pip install triton`"
+    return ""
+
+
+def cpu_flags() -> set[str]:
+    """Names of the CPU's instruction sets; empty where unknown."""
+    try:
+        listed = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]
+    except OSError:
+        return set()
+    return set(re.findall(r"\w+", listed))
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA device exists, checked without torch, whose import takes seconds."""
+    return Path("/dev/nvidiactl").exists()
