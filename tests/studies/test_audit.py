@@ -261,3 +261,18 @@ def test_the_loss_on_one_source_can_be_compared_where_every_arm_reads_it(study, 
         compared(one, "val/target_nll/books")
     with pytest.raises(InputError, match="compare.metric: .* is not possible - did you mean 'val/target_nll'"):
         compared(both, "val/target_nl")
+
+
+def test_compiled_and_eager_arms_are_no_comparison(study, monkeypatch):
+    """Retention is not compiled for rows of other lengths, and the arm without it is."""
+    monkeypatch.setattr("lit_llm.runs.kernels._no_compiler", lambda gpu: "")
+    tuned = (
+        "finetune={data: {examples: {kind: jsonl, files: [a]}, input_length: 8, target_length: 4, batch_size: 4}, "
+        "training: {max_steps: 2, schedule: constant, execution: {kernels: KERNELS}}}"
+    )
+    arms = "arms: {dec: {extends: decllm-tiny}, kept: {extends: decllm-tiny, model: {decoder: {retention: {}}}}}"
+    key = "finetune.training.execution.kernels"
+    for kernels, refused in (("compiled", ["kept"]), ("auto", [])):
+        found = audit(study(arms, tuned.replace("KERNELS", kernels)), built=False)
+        assert [each.arm for each in found if (each.kind, each.key) == ("refused", key)] == refused
+        assert all("retention" in each.message for each in found if each.key == key)

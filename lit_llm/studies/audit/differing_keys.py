@@ -27,6 +27,7 @@ from lit_llm.models.adapt import Adaptation, altered
 from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.config import continues
 from lit_llm.runs.fingerprints import identity_of_data
+from lit_llm.runs.kernels import kernels_of
 from lit_llm.runs.leaks import same_tokenizer
 from lit_llm.runs.stage_graph import final_metric, validation_metric
 from lit_llm.studies.audit.budgets import audit_budgets, is_outside, times, unused_rules
@@ -137,6 +138,19 @@ def _audit_arm(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost], store: S
     if any(under(key, "pretrain.objective") for key in changed):
         yield from _audit_objectives(ablation, arm, baseline, costs)
     yield from _audit_crossing(ablation, arm, baseline)
+    yield from _audit_kernels(arm, baseline)
+
+
+def _audit_kernels(arm: Arm, baseline: Arm) -> Iterator[Finding]:
+    """Refusals of compiled blocks where only one of two arms can have them: their results would not be compared."""
+    for stage in arm.experiment.trained:
+        if stage not in baseline.experiment.trained:
+            continue
+        here, there = (kernels_of(each.experiment, stage) for each in (arm, baseline))
+        if here.name != there.name and (obstacle := here.obstacle or there.obstacle):
+            name = arm.name if here.obstacle else baseline.name
+            message = f"{name} cannot be compiled, since {obstacle}; use `kernels: auto` in all arms"
+            yield Finding("refused", arm.name, f"{stage}.training.execution.kernels", message)
 
 
 def _audit_metric(metric: str, arm: Arm) -> Iterator[Finding]:
