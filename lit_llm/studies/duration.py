@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
 from lit_llm.experiment.cost import stage_of_most_memory
-from lit_llm.experiment.schema import Experiment
+from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.launch import cores
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.fingerprints import identity_of_data
+from lit_llm.runs.kernels import compiled_saves
 from lit_llm.runs.leaks import prepared_examples
 from lit_llm.runs.step_timing import StepTiming, TimedStep, cached, setting_of
 from lit_llm.runs.time_estimate import PaddedBatch, available_memory, makespan, seconds_of
@@ -80,6 +81,7 @@ def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], 
     if not every.keys() <= timings.keys():
         return replace(plan, findings=findings)
     arms, todo, done = {}, dict[str, float](), set[str]()
+    saved: list[tuple[PlannedArm, Trained, float]] = []
     for planned in plan.arms:
         experiment, steps = planned.arm.experiment, _steps(planned, used)
         seconds: dict[str, float] = {name: timings[timed.key].seconds for name, timed in steps.items()}
@@ -107,12 +109,30 @@ def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], 
                 done.add(node.fingerprint)
             else:
                 todo.setdefault(node.fingerprint, turns * takes.get(node.name, 0.0))
+        for stage, seconds_of_step in trained.items():
+            saved.append((planned, stage, compiled_saves(experiment, stage, seconds_of_step)))
     total = makespan(todo.values(), used)
     finished = sum(
         all(node.fingerprint in done for node in nodes) for planned in plan.arms for nodes in planned.stage_graphs
     )
     measured = tuple((timed, timings[key]) for key, timed in every.items())
+    if not done:  # finished results would be stale
+        findings = (*findings, *_compiling_pays(saved))
     return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, measured))
+
+
+def _compiling_pays(saved: Sequence[tuple[PlannedArm, Trained, float]]) -> Iterator[Finding]:
+    """A note where compiled blocks save time in every training of every arm, since all arms need the same kernels.
+
+    saved: (arm, stage that it trains, seconds that one run saves).
+    """
+    if not saved or not all(seconds for _, _, seconds in saved):
+        return
+    total = sum(seconds * len(planned.fingerprints) for planned, _, seconds in saved)
+    stages = dict.fromkeys(stage for _, stage, _ in saved)
+    keys = " and ".join(f"{stage}.training.execution.kernels" for stage in stages)
+    message = f"`compiled` in all arms saves about {total / 60:.0f} min of computation, shared by runs at once"
+    yield Finding("note", saved[0][0].arm.name, keys, message)
 
 
 def _padded_batch(experiment: Experiment, store: Store) -> PaddedBatch | None:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from lit_llm.report.tables.plan import render_plan
+from lit_llm.runs.kernels import COMPILE_SECONDS, SAVED
 from lit_llm.runs.step_timing import StepTiming, keep
 from lit_llm.store.store import Store
 from lit_llm.studies import duration
@@ -203,3 +204,26 @@ def test_a_gpus_memory_is_its_own(planned: Plan, tmp_path: Path, monkeypatch: py
     here = replace(SLOW, device_bytes=MEMORY, resident_bytes=10 * MEMORY)
     assert not notes(at(with_memory(planned, MEMORY), 1, tmp_path, here))
     assert notes(at(with_memory(planned, MEMORY + 1), 1, tmp_path, here))
+
+
+@pytest.mark.parametrize(
+    ("step", "kernels", "compiler", "noted"),
+    [
+        (6.0, "auto", "", False),  # 12 steps of 6 seconds: compiling takes as long
+        (600.0, "auto", "", True),
+        (600.0, "compiled", "", False),
+        (600.0, "auto", "there is no C++ compiler", False),
+    ],
+)
+def test_compiled_blocks_are_proposed_where_every_arm_is_long_enough(
+    write_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float, kernels: str,
+    compiler: str, noted: bool,
+) -> None:  # fmt: skip
+    """Four runs of 12 steps of 600 seconds, a share of which is saved but for the time that compiling takes."""
+    monkeypatch.setattr("lit_llm.runs.kernels._no_compiler", lambda gpu: compiler)
+    monkeypatch.setattr("lit_llm.runs.kernels.has_gpu", lambda: False)
+    path = write_study("long", TWO, seeds=[0, 1])
+    long = plan(load(path, [f"pretrain.training.execution.kernels={kernels}"]))
+    found = [finding for finding in at(long, 1, tmp_path, StepTiming(step)).findings if "kernels" in finding.key]
+    minutes = 4 * (SAVED * 12 * 600 - COMPILE_SECONDS) / 60
+    assert [f"about {minutes:.0f} min" in finding.message for finding in found] == [True] * noted
