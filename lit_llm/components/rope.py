@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lit_llm.components import liger
 from lit_llm.components.few_rows import MOST_ENTRIES, functions_for
 
 Rotation = tuple[Tensor, Tensor]
@@ -22,6 +23,8 @@ def rotation_at(positions: Tensor, theta: float, head_dim: int, factor: float, d
 
 def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
     """Rotate each pair (i, i + K/2) of every head by its position's angle."""
+    if liger.uses_liger():
+        return liger.rotate(x_BTHK, rotation)
     cos, sin = rotation
     functions = functions_for(x_BTHK, cos)
     half = cos.shape[-1]

@@ -1,4 +1,4 @@
-"""Checks before training: tasks, texts and held-out data that evaluations will need hours later."""
+"""Checks before training: kernels, and tasks, texts and held-out data that evaluations will need hours later."""
 
 from __future__ import annotations
 
@@ -12,9 +12,26 @@ from lit_llm.data.record_files import SKIPPED
 from lit_llm.evaluation.task_names import check_names
 from lit_llm.runs.fingerprints import digest_of_examples, digests_of_texts, identity_of_data
 from lit_llm.runs.leaks import leaks_of, prepared_examples, same_tokenizer, texts_of
+from lit_llm.runs.provenance import has_gpu
 from lit_llm.store.store import Store, read_json
 from lit_llm.studies.audit.findings import Finding
 from lit_llm.studies.load import Ablation, Arm
+from lit_llm.training.kernels import liger_obstacle
+
+
+def check_kernels(ablation: Ablation) -> None:
+    """Raise InputError where a training asks for Liger's kernels and this machine lacks them."""
+    problems: list[Problem] = []
+    for arm in ablation.arms:
+        for stage in arm.experiment.trained:
+            execution = arm.experiment.section(stage).training.execution
+            if execution.kernels == "liger":
+                obstacle = liger_obstacle(execution.accelerator != "cpu" and has_gpu())
+                with collect_errors(problems), _errors_located(arm, f"{stage}.training.execution"):
+                    if obstacle:
+                        raise InputError(Problem(obstacle, "kernels"))
+    if problems:
+        raise InputError(*problems)
 
 
 def check_tasks(ablation: Ablation, log: Callable[[str], None] = lambda _: None) -> None:

@@ -31,7 +31,7 @@ from lit_llm.studies.mlflow_runs import description, description_with_tables, re
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.palette import arm_styles
 from lit_llm.studies.plan import PLAN, Plan, plan, with_earlier_findings
-from lit_llm.studies.preflight import check_held_out, check_leaks
+from lit_llm.studies.preflight import check_held_out, check_kernels, check_leaks
 from lit_llm.studies.runs import Run, comparison_of, left_out, note_comparison, register_analysis, runs_of
 from lit_llm.studies.stored import STORED, SWEEP, another_version, changes, damage_of, keep, set_aside
 from lit_llm.studies.supervise import Supervision
@@ -113,6 +113,8 @@ def run_study(
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
     to_do = any(run.status()["state"] not in FINAL for run in chosen)
+    if to_do or rerun:
+        check_kernels(ablation)
     planned = plan(ablation, log=observer.message, built=to_do, store=store, runs=runs)
     planned.check()
     for finding in planned.findings:

@@ -15,7 +15,7 @@ from lit_llm.store.store import Busy, Store, locked
 from lit_llm.studies.disk_space import check_free_space
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
-from lit_llm.studies.preflight import check_held_out, check_leaks
+from lit_llm.studies.preflight import check_held_out, check_kernels, check_leaks
 from lit_llm.studies.run import Finished, Report, Rerun, close_sync, open_sync, prepare_data, run_study
 from lit_llm.studies.supervise import Supervision
 from lit_llm.sweeps.confirmation import Summary, confirmation_study, summary, write_best
@@ -95,6 +95,8 @@ def run_sweep(
         DiskError: As for `run_study`.
     """
     store.check()
+    if search.trains:
+        check_kernels(search.ablation)
     planned = plan(search.ablation, log=observer.message, built=search.trains, store=store)
     planned.check()
     trials = Trials(search, store, storage)

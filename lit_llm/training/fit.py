@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from lit_llm.config.metrics import GRAD_NORM, LEARNING_RATE, TEACHER_DIVERGENCE, TRAIN_LOSS
+from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.batches import Batches, StepSampler
 from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.collate import Batch
@@ -25,6 +26,7 @@ from lit_llm.training.checkpoints import Checkpoints, newest_checkpoint
 from lit_llm.training.compiled_blocks import compile_blocks
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.heap import keep_freed_memory
+from lit_llm.training.kernels import liger_obstacle
 from lit_llm.training.module import Diverged, LitModel, WarmStart
 from lit_llm.training.stability import Stability
 from lit_llm.training.throughput import Throughput
@@ -87,9 +89,12 @@ def fit(
     where it differs from those before. lengths_vary: whether batches differ in their numbers of tokens, for compiled
     blocks. `should_stop` is called after every step, `should_prune` after every evaluation;
     when one returns True, a checkpoint is written and training ends as interrupted. `log` gets a message about a
-    damaged checkpoint.
+    damaged checkpoint. Raises InputError for kernels that this machine lacks.
     """
     execution = training.execution
+    accelerator = accelerator_of(execution.accelerator)
+    if execution.kernels == "liger" and (obstacle := liger_obstacle(accelerator == "cuda")):
+        raise InputError(Problem(obstacle, "training.execution.kernels"))
     # Lightning does not change the mode, and a loaded model is in evaluation mode, without dropout.
     lit = LitModel(model.train(), training, batches.seed, warm_start)
     if execution.kernels == "compiled":
@@ -106,7 +111,7 @@ def fit(
     checkpoint_writer = Checkpoints(checkpoints, training, lambda: pruning.pruned or should_stop())
     with _silence_lightning():
         trainer = L.Trainer(
-            accelerator=accelerator_of(execution.accelerator),
+            accelerator=accelerator,
             devices=1,
             precision="bf16-mixed" if training.precision == "bf16" else "32-true",
             max_steps=training.max_steps,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.liger import liger_kernels
 from lit_llm.components.loss.module import Losses, LossWeights, Teacher, target_loss
 from lit_llm.models.build import generator
 from lit_llm.models.families import DecoderOnly, LanguageModel
@@ -109,7 +110,8 @@ class LitModel(L.LightningModule):
         total, divergence = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         micro_batches = list(batch.micro_batches(config.execution.micro_batch_size or len(batch)))
         for number, piece in enumerate(micro_batches):
-            with self._without_sync() if number < len(micro_batches) - 1 else nullcontext():
+            synced = self._without_sync() if number < len(micro_batches) - 1 else nullcontext()
+            with synced, liger_kernels(config.execution.kernels == "liger"):
                 with self._dropout(number):
                     hidden_BTD = self.model.hidden(**piece.inputs)
                 losses = self._losses(hidden_BTD, piece)

@@ -8,6 +8,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_llm.components import liger
 from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.components.few_rows import Linear
 from lit_llm.components.layer_part import LayerPart
@@ -44,7 +45,7 @@ class FeedForward(LayerPart):
     def __init__(self, config: FeedForwardConfig, widths: Widths, causal: bool) -> None:
         super().__init__(config, widths, causal)
         d_model = widths.row
-        self.activation = ACTIVATIONS[config.activation]
+        self.name, self.activation = config.activation, ACTIVATIONS[config.activation]
         self.gate = Linear(d_model, config.d_ff) if config.gated else None
         self.up = Linear(d_model, config.d_ff)
         self.down = Linear(config.d_ff, d_model)
@@ -52,4 +53,6 @@ class FeedForward(LayerPart):
     def forward(self, x_BTD: Tensor, inputs: None = None) -> Tensor:
         if self.gate is None:
             return self.down(self.activation(self.up(x_BTD)))
+        if liger.uses_liger() and self.name in liger.GATES:
+            return self.down(liger.gated(self.name, self.gate(x_BTD), self.up(x_BTD)))
         return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lit_llm.components import liger
 from lit_llm.components.embedding.module import Unembedding
 from lit_llm.components.loss.config import chunk_rows, pass_rows
 
@@ -73,6 +74,13 @@ def target_loss(
     """
     targets_BT, places_N = targets
     hidden_ND, *others = _counted(places_N, hidden_BTD, targets_BT)
+    # Liger has no divergence, divides by the number of targets, and makes no gradient where the states need none.
+    suits = len(places_N) > 0 and teacher is None and weights.nats == 1.0 and hidden_ND.requires_grad
+    if liger.uses_liger() and suits:
+        states_ND = hidden_ND if unembedding.head is None else unembedding.head(hidden_ND)
+        output = unembedding.weight_VD, unembedding.bias_V, unembedding.softcap
+        sums = liger.target_loss(states_ND, output, others[0], weights.squares)
+        return Losses(*sums, divergence=torch.zeros_like(sums[0]))
     if teacher is not None:
         others += _counted(places_N, teacher.states_BTE.detach())
     terms = _Terms(unembedding, weights, teacher)

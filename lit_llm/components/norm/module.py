@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, ones
 
+from lit_llm.components import liger
 from lit_llm.components.few_rows import MOST_ENTRIES, functions_for
 from lit_llm.components.norm.config import NormConfig
 
@@ -31,6 +32,8 @@ def layer_norm(x: Tensor, scale: Tensor | None, eps: float) -> Tensor:
 
 def rms_norm(x: Tensor, scale: Tensor | None, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps), times a scale, over the last dimension."""
+    if liger.uses_liger():
+        return liger.rms_norm(x, scale, eps)
     if (functions := functions_for(x, scale)) is not None and x.numel() <= MOST_ENTRIES:
         x = x.contiguous()
         out = torch.empty_like(x)
