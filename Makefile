@@ -32,6 +32,16 @@ test: $(READY) ## the tests, under 15 minutes on two cores
 test-slow: $(READY) ## the tests that take minutes each
 	@$(BIN)/python -m pytest -n 3 --dist loadgroup -m slow
 
+# In a folder of its own, since other packages behave differently where they find triton.
+$(VENV)/gpu-kernels: | $(READY)
+	@echo "installing triton and liger-kernel, a gigabyte, into $@"
+	@rm -rf $@.part
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off --no-deps --target $@.part triton 'liger-kernel>=0.8.5'
+	@mv $@.part $@
+
+test-gpu-kernels: $(VENV)/gpu-kernels ## Liger's kernels beside ours, on a CPU by Triton's interpreter
+	@PYTHONPATH=$(VENV)/gpu-kernels TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu_kernels
+
 same-bits: $(READY) ## small runs of everything, equal to those of the commit BASE? (BASE=HEAD)
 	@$(BIN)/python tests/same_bits/run.py --against $(or $(BASE),HEAD)
 
@@ -64,4 +74,4 @@ docs-serve: $(VENV)/.docs ## the site at http://127.0.0.1:8000, built again at e
 screenshots: $(READY) ## pictures of the quickstart's report and of MLflow's UI for the README, in Chromium
 	@$(BIN)/python docs/screenshots.py
 
-.PHONY: help install quickstart test test-slow same-bits check format benchmarks docs docs-serve screenshots
+.PHONY: help install quickstart test test-slow test-gpu-kernels same-bits check format benchmarks docs docs-serve screenshots
