@@ -11,8 +11,8 @@ from lit_llm.config.tree import split_path
 from lit_llm.data.record_files import SKIPPED
 from lit_llm.evaluation.task_names import check_names
 from lit_llm.runs.fingerprints import digest_of_examples, digests_of_texts, identity_of_data
-from lit_llm.runs.leaks import leaks_of, prepared_examples, same_tokenizer, texts_of
 from lit_llm.runs.kernels import has_gpu
+from lit_llm.runs.leaks import leaks_of, prepared_examples, same_tokenizer, texts_of
 from lit_llm.store.store import Store, read_json
 from lit_llm.studies.audit.findings import Finding
 from lit_llm.studies.load import Ablation, Arm
