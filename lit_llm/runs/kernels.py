@@ -48,7 +48,7 @@ def compiled_saves(experiment: Experiment, stage: Trained, step: float) -> float
     """Seconds that `kernels: compiled` saves in a stage of `auto`; 0 where it is unmeasured, impossible or slower.
 
     step: seconds of an eager step. Savings are known for a CPU alone, without the blocks of queries that bfloat16 rows
-    have on a CPU with AMX.
+    have on a CPU that multiplies it.
     """
     training = experiment.section(stage).training
     execution = training.execution
@@ -56,7 +56,7 @@ def compiled_saves(experiment: Experiment, stage: Trained, step: float) -> float
         return 0.0
     if _no_compiler(gpu=False) or _uncompiled_part(experiment, stage):
         return 0.0
-    if training.precision != "fp32" and "amx_bf16" in cpu_flags():
+    if training.precision != "fp32" and cpu_flags() & {"amx_bf16", "avx512_bf16"}:
         return 0.0
     return max(0.0, SAVED * training.max_steps * step - COMPILE_SECONDS)
 

@@ -36,7 +36,7 @@ MASKS = {
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(query_blocks, "QUERIES", 64)
-    monkeypatch.setattr(query_blocks, "has_matrix_units", lambda: True)
+    monkeypatch.setattr(query_blocks, "multiplies_bfloat16", lambda: True)
 
 
 def heads(keys, key_heads=HEADS, dtype=torch.float64):
@@ -129,7 +129,7 @@ def test_everything_else_keeps_torchs_kernel(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert not suits_blocks(row, row, mask)
-    monkeypatch.setattr(query_blocks, "has_matrix_units", lambda: False)
+    monkeypatch.setattr(query_blocks, "multiplies_bfloat16", lambda: False)
     assert not suits_blocks(row, row, mask), "and on a CPU without matrix units"
 
 

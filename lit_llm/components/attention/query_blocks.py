@@ -29,18 +29,21 @@ QUERIES = 256
 """Queries of a block."""
 LONGEST = 512
 """Queries or keys of a row beyond which torch's kernel is as fast."""
+BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
+"""Instruction sets that multiply in bfloat16."""
 BLOCK_SCORES = 1 << 20
 """Scores of a block, at most, so that they stay in the cache; one row of the batch has more where it must."""
 
 
 @cache
-def has_matrix_units() -> bool:
-    """True on a CPU with units that multiply matrices in bfloat16 (AMX); without them torch's kernel is faster."""
-    return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU multiplies in bfloat16 (AMX, AVX-512 BF16); without that torch's kernel is faster."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in BFLOAT16_UNITS)
 
 
 def suits_blocks(q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask) -> bool:
-    """True where blocks are faster than torch's kernel: on a CPU with AMX, in bfloat16, in training, for short rows.
+    """True where blocks are faster than torch's: in training, in bfloat16, for short rows, on a CPU that multiplies it.
 
     False in a compiled block, whose graph would hold the products of every block of queries.
     """
@@ -49,7 +52,7 @@ def suits_blocks(q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask) -> bool:
     if not q_BHTK.requires_grad or q_BHTK.device.type != "cpu" or mask.kernel not in ("causal", "masked"):
         return False
     short = max(q_BHTK.shape[2], k_BHSK.shape[2]) <= LONGEST and compute_dtype(q_BHTK) == torch.bfloat16
-    return short and has_matrix_units()
+    return short and multiplies_bfloat16()
 
 
 def block_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask, scale: float | None) -> Tensor:
