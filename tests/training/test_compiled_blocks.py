@@ -98,6 +98,8 @@ CASES: dict[str, tuple[str, list[str], list[dict[str, Any]], int]] = {
     "merged": ("redllm", ["decoder.cross_attention_mode=merged"], pairs(ragged=True), 2),
 }
 """{case: (family, overrides, batches, kinds of blocks)}."""
+FAST = ["causal", "prefix of each row", "window and documents", "softcap, grouped heads", "yoco", "merged"]
+"""Cases of every test run; tracing takes some seconds each."""
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -132,7 +134,9 @@ def check(eager: LanguageModel, batches: list[dict[str, Any]], vary: bool = True
     return graphs
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_a_block_is_one_graph_for_every_length_with_the_eager_gradient(case: str) -> None:
     """Judges: dynamo's counter and autograd. Traced whole, so that a break of the graph is an error."""
     family, overrides, batches, kinds = CASES[case]
