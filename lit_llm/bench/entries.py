@@ -28,7 +28,7 @@ T5GEMMA = (
     "model.decoder.cross_attention.rope=none",
 )
 """What makes RedLLM the function of transformers' T5Gemma, without caps and windows."""
-INSTALL = {"transformers": "pip install 'lit-llm[bench]'", "litgpt": "pip install --no-deps litgpt"}
+INSTALL = {"transformers": "pip install -e '.[bench]'", "litgpt": "pip install --no-deps litgpt"}
 """{package of a peer: command that installs it}"""
 SAME = 1e-4
 """Largest difference between logits of the same function in float32, relative to the largest logit above 1."""

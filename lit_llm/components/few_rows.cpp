@@ -110,7 +110,8 @@ void attention(
 #pragma omp for schedule(static)
         for (int64_t index = 0; index < rows * heads; ++index) {
             int64_t row = index / heads, head = index % heads / (heads / kv_heads);
-            int64_t place = row * row_step + head * head_step, seen = lengths ? lengths[row] : keys;
+            int64_t place = row * row_step + head * head_step;
+            int64_t seen = lengths && lengths[row] < keys ? lengths[row] : keys;
             const T *query = q + index * size, *key = k + place, *value = v + place;
             T* result = out + index * size;
             if (size == 64) attend<64>(query, key, value, result, seen, size, scale, work.data());

@@ -13,10 +13,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
-import re
-import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.config.hashing import user_cache
+from lit_llm.config.machine import compiler, cpu_flags
 
 MOST_ROWS = {torch.float32: 16, torch.bfloat16: 2}
 """Numbers of rows up to which the compiled product is faster, by dtype."""
@@ -63,16 +62,18 @@ class Linear(nn.Linear):
         return linear(x, self.weight)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """xWᵀ, by the compiled product where it is faster."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """xWᵀ + b, by the compiled product where it is faster."""
     functions = functions_for(x, weight)
-    if functions is None or not 0 < (rows := x.numel() // weight.shape[1]) <= functions.most_rows:
-        return F.linear(x, weight)
+    if functions is None or x.shape[-1] != weight.shape[1]:
+        return F.linear(x, weight, bias)
+    if not 0 < (rows := x.numel() // weight.shape[1]) <= functions.most_rows:
+        return F.linear(x, weight, bias)
     x = x.contiguous()
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
     pointers = weight.data_ptr(), x.data_ptr(), out.data_ptr()
     functions.product(*pointers, weight.shape[0], weight.shape[1], rows, torch.get_num_threads())
-    return out
+    return out if bias is None else out + bias
 
 
 class _Used(threading.local):
@@ -97,7 +98,6 @@ def few_rows() -> Iterator[None]:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
-        and compiled() is not None
     )
     try:
         yield
@@ -105,12 +105,16 @@ def few_rows() -> Iterator[None]:
         _used.now = before
 
 
-def functions_for(x: Tensor, other: Tensor | None) -> Functions | None:
-    """The compiled functions for an input and the contiguous tensor that it is combined with; None: use torch's."""
+def functions_for(x: Tensor, *others: Tensor | None) -> Functions | None:
+    """The compiled functions for an input and the contiguous tensors that it is combined with; None: use torch's.
+
+    Callers check the shapes: the functions read memory without looking.
+    """
     if torch.compiler.is_compiling() or not _used.now or x.device.type != "cpu":
         return None  # compiling is asked first: torch's compiler does not read what belongs to a thread
-    if other is not None and (other.dtype != x.dtype or not other.is_contiguous()):
-        return None
+    for other in others:
+        if other is not None and (other.dtype != x.dtype or not other.is_contiguous()):
+            return None
     functions = compiled()
     return None if functions is None else functions.get(x.dtype)
 
@@ -118,12 +122,13 @@ def functions_for(x: Tensor, other: Tensor | None) -> Functions | None:
 @functools.cache
 def compiled() -> dict[torch.dtype, Functions] | None:
     """{dtype: functions}; None where they cannot be compiled or loaded."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or [path for path in [shutil.which("c++")] if path]
-    if sys.platform != "linux" or not compiler:
+    found = compiler()
+    if sys.platform != "linux" or found is None:
         return None
     try:
-        library = ctypes.CDLL(str(_library(compiler)), mode=os.RTLD_NOW)
-    except (OSError, subprocess.SubprocessError):
+        library = ctypes.CDLL(str(_library(found)), mode=os.RTLD_NOW)
+    except (OSError, subprocess.SubprocessError) as error:
+        logging.getLogger(__name__).warning("%s does not compile %s: %s; torch computes instead", found, SOURCE, error)
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     arguments: dict[str, list[Any]] = {
@@ -144,13 +149,9 @@ def compiled() -> dict[torch.dtype, Functions] | None:
     }
 
 
-def _library(compiler: list[str]) -> Path:
+def _library(compiler_path: str) -> Path:
     """Path of the shared library for this CPU, compiled if it is not there yet."""
-    try:
-        instructions = re.search(r"^(flags|Features).*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        instructions = None
-    made_of = [SOURCE.read_text(), *FLAGS, *compiler, instructions[0] if instructions else ""]
+    made_of = [SOURCE.read_text(), *FLAGS, compiler_path, *sorted(cpu_flags())]
     folder = user_cache()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"few_rows-{hashlib.sha256('/'.join(made_of).encode()).hexdigest()[:16]}.so"
@@ -163,6 +164,6 @@ def _library(compiler: list[str]) -> Path:
                 ["-shared", str(compiled_to), "-o", str(linked_to)],
             )
             for command in commands:
-                subprocess.run([*compiler, *command], check=True, capture_output=True, timeout=_LONGEST_COMPILATION)
+                subprocess.run([compiler_path, *command], check=True, capture_output=True, timeout=_LONGEST_COMPILATION)
             linked_to.replace(path)
     return path

@@ -26,14 +26,19 @@ def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
     if liger.uses_liger():
         return liger.rotate(x_BTHK, rotation)
     cos, sin = rotation
-    functions = functions_for(x_BTHK, cos)
-    half = cos.shape[-1]
-    rows, positions = x_BTHK.numel() // (2 * half), cos.numel() // half
-    if functions is not None and x_BTHK.numel() <= MOST_ENTRIES and positions in (1, rows // x_BTHK.shape[-2]):
-        x_BTHK = x_BTHK.contiguous()
+    functions = functions_for(x_BTHK, cos, sin)
+    if functions is not None and _has_its_angles(x_BTHK, cos, sin) and 0 < x_BTHK.numel() <= MOST_ENTRIES:
+        x_BTHK, half = x_BTHK.contiguous(), cos.shape[-1]
         out = torch.empty_like(x_BTHK)
+        rows = x_BTHK.numel() // (2 * half)
         pointers = x_BTHK.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr()
-        functions.rotate(*pointers, rows, half, rows // positions)
+        functions.rotate(*pointers, rows, half, rows * half // cos.numel())
         return out
     first, second = x_BTHK.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _has_its_angles(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether there is one angle for all tokens, or one for each token in the order of memory."""
+    rows, tokens, _, size = x_BTHK.shape
+    return cos.shape == sin.shape and cos.shape[-2:] == (1, size // 2) and cos[..., 0].numel() in (1, rows * tokens)

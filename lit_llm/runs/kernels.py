@@ -7,14 +7,11 @@ a resumed run.
 from __future__ import annotations
 
 import importlib.util
-import os
-import platform
-import re
-import shutil
 import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
+from lit_llm.config.machine import compiler, compiler_name, cpu_flags
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.resolve import resolve_model
 from lit_llm.training.config import TrainingConfig
@@ -84,24 +81,13 @@ def _uncompiled_part(experiment: Experiment, stage: Trained) -> str:
 
 def _no_compiler(gpu: bool) -> str:
     """Reason why nothing can be compiled on this machine, or ''."""
-    # The compiler that torch looks for.
-    compiler = os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
-    if shutil.which(compiler) is None:
-        return f"there is no C++ compiler ({compiler}); install one, or name another by CXX"
+    if compiler() is None:
+        return f"there is no C++ compiler {compiler_name()!r}; install one, or name one program by CXX"
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         return "Python's headers are absent; install them (on Debian python3-dev)"
     if gpu and importlib.util.find_spec("triton") is None:
         return "triton is absent; `pip install triton`"
     return ""
-
-
-def cpu_flags() -> set[str]:
-    """Names of the CPU's instruction sets; empty where unknown."""
-    try:
-        listed = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]
-    except OSError:
-        return set()
-    return set(re.findall(r"\w+", listed))
 
 
 def has_gpu() -> bool:

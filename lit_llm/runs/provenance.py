@@ -5,18 +5,19 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lit_llm.components.registry import PACKAGES
 from lit_llm.config.code_digest import digest_of_code, digest_of_package
 from lit_llm.config.hashing import fingerprint
+from lit_llm.config.machine import compiler, cpu_flags
 from lit_llm.config.tree import leaves
 from lit_llm.data.config import InstructionConfig
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.resolve import resolve_model
-from lit_llm.runs.kernels import cpu_flags, has_gpu, kernels_of
+from lit_llm.runs.kernels import has_gpu, kernels_of
 
 COMPUTES = (
     "components",
@@ -26,6 +27,7 @@ COMPUTES = (
     "data",
     "training",
     "evaluation",
+    "runs/kernels.py",
     "runs/stages.py",
     "runs/warm_start.py",
     "huggingface/checkpoint.py",
@@ -64,14 +66,21 @@ def provenance(
         "python": platform.python_version(),
         "device": _device(execution.accelerator),
         "precision": experiment.evaluate.precision if evaluates and experiment.evaluate else training.precision,
-        "kernels": "auto" if evaluates else kernels_of(experiment, stage).name,
+        "kernels": _kernels_of_evaluation(experiment) if evaluates else kernels_of(experiment, stage).name,
         "threads": execution.threads,
         "micro_batch_size": execution.micro_batch_size,
         "packing": "greedy" if packed else None,
         "cut": (f"{at_once} packed" if packed else at_once) if cut_matters else None,
         "bitsandbytes": installed_version("bitsandbytes") if eight_bit else None,
+        "liger": _version_or_none("liger-kernel") if not evaluates and execution.kernels == "liger" else None,
         "weights": weights,
     }
+
+
+def _kernels_of_evaluation(experiment: Experiment) -> str:
+    """Evaluations train nothing; tasks generate text, which rounds otherwise without a C++ compiler."""
+    tasks = experiment.evaluate is not None and experiment.evaluate.tasks is not None
+    return "auto, not compiled" if tasks and compiler() is None else "auto"
 
 
 def _outside_code(experiment: Experiment) -> dict[str, str] | None:
@@ -90,10 +99,17 @@ def weights_digest(digests: Sequence[str | None]) -> str | None:
 installed_version = cache(version)
 
 
+def _version_or_none(package: str) -> str | None:
+    try:
+        return installed_version(package)
+    except PackageNotFoundError:
+        return None
+
+
 COMPARABLE = ("code", "torch", "device", "kernels", "threads")
 """Parts of the provenance that have to be equal for two results to be compared."""
-REPEATABLE = (*COMPARABLE, "components", "cut", "bitsandbytes")
-"""Parts that decide the numbers of one experiment. The last three are None where they have no effect, so arms may
+REPEATABLE = (*COMPARABLE, "components", "cut", "bitsandbytes", "liger")
+"""Parts that decide the numbers of one experiment. The last four are None where they have no effect, so arms may
 differ in them. components: code of external components. cut: micro-batch size and packing, which change the draws of
 dropout and the sum of bfloat16 gradients."""
 

@@ -32,7 +32,7 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.launch import cores
 from lit_llm.models.resolve import resolve_model
-from lit_llm.runs.kernels import has_gpu, lengths_vary, training_of
+from lit_llm.runs.kernels import has_gpu, kernels_of, lengths_vary, training_of
 from lit_llm.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class TimedStep:
         section = self.experiment.section(self.stage)
         data, training = section.data, section.training.model_dump(mode="json", exclude={"max_steps", "schedule"})
         training["optimizer"] = section.training.optimizer.kind
+        training["execution"]["kernels"] = kernels_of(self.experiment, self.stage).name
         sizes = ("batch_size", "sequence_length", "input_length", "target_length", "packing")
         content = {
             "stage": self.stage,

@@ -93,7 +93,7 @@ def stream_text(
     prefix: Literal["causal", "bidirectional"] = "causal",
     begin: int = BOS,
 ) -> Iterator[str]:
-    """Pieces of the text that `complete_texts` gives for one prompt, each as soon as no later token can change it."""
+    """Pieces of the text that `complete_texts` gives for one prompt, each as soon as its last character is whole."""
     from lit_llm.generation import stream
 
     tokens, text, written = [], "", ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -19,11 +19,11 @@ from lit_llm.studies.load import Ablation, Arm
 from lit_llm.training.kernels import liger_obstacle
 
 
-def check_kernels(ablation: Ablation) -> None:
-    """Raise InputError where a training asks for Liger's kernels and this machine lacks them."""
+def check_kernels(ablation: Ablation, arms: Collection[str] | None = None) -> None:
+    """Raise InputError where a training of these arms, or of all, wants Liger's kernels and this machine lacks them."""
     problems: list[Problem] = []
     for arm in ablation.arms:
-        for stage in arm.experiment.trained:
+        for stage in arm.experiment.trained if arms is None or arm.name in arms else ():
             execution = arm.experiment.section(stage).training.execution
             if execution.kernels == "liger":
                 obstacle = liger_obstacle(execution.accelerator != "cpu" and has_gpu())

@@ -114,7 +114,7 @@ def run_study(
     chosen = _chosen(runs, only)
     to_do = any(run.status()["state"] not in FINAL for run in chosen)
     if to_do or rerun:
-        check_kernels(ablation)
+        check_kernels(ablation, {run.arm.name for run in chosen})
     planned = plan(ablation, log=observer.message, built=to_do, store=store, runs=runs)
     planned.check()
     for finding in planned.findings:
@@ -369,7 +369,8 @@ def _digest_of_ending(ending: Finished, store: Store, report: Report) -> str:
         "study": ablation.study.model_dump(mode="json"),
         "file": ablation.file,
         "files": {str(path.relative_to(folder)): file_digest(path) for path in files},
-        "results": {path.parent.name: file_digest(path) for path in results},
+        # A stage after one that diverged has no result.
+        "results": {path.parent.name: file_digest(path) for path in results if path.exists()},
     }
     return fingerprint(content)
 

@@ -188,8 +188,10 @@ class MlflowSync:
     def is_complete(self, complete: str, runs: Set[tuple[str, str, str]]) -> bool:
         """Whether a sqlite database still has the study as `finish` closed it, with this digest and these runs.
 
-        Reads it without MLflow, whose import takes seconds. False for a server, for a database that is missing or
-        broken, and for a moved store. runs: (arm, seed, fingerprint) of each.
+        Reads it without MLflow, whose import takes seconds. Looks at runs, states and tags, not at metrics, parameters
+        or artifacts. False for a server, for a database that is missing or broken, and for a moved store.
+
+        runs: (arm, seed, fingerprint) of each.
         """
         if self._database is None or moved(self._database):
             return False

@@ -115,7 +115,7 @@ def test_a_missing_peer_is_one_line_with_what_installs_it(package: str, monkeypa
     peers = [entry for entry in [*decoders(SIZE), *encoder_decoders(SIZE)] if entry.package in ("", package)]
     there, lines = available(peers)
     assert {entry.package for entry in there} == {""}
-    command = {"transformers": "pip install 'lit-llm[bench]'", "litgpt": "pip install --no-deps litgpt"}[package]
+    command = {"transformers": "pip install -e '.[bench]'", "litgpt": "pip install --no-deps litgpt"}[package]
     assert len(lines) == sum(entry.package == package for entry in peers)
     assert all(f"of {package}: `{command}` installs it" in line for line in lines)
 

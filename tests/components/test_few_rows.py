@@ -1,5 +1,6 @@
 """The compiled functions for few rows against torch's in float64, and when torch computes instead."""
 
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from lit_llm.components.few_rows import MOST_ROWS, Linear, compiled, few_rows, f
 from lit_llm.components.masks import AttentionMask, KernelMask
 from lit_llm.components.norm.module import rms_norm
 from lit_llm.components.rope import rotate, rotation_at
+from lit_llm.config.machine import compiler
 
 pytestmark = pytest.mark.skipif(compiled() is None, reason="no C++ compiler on this machine")
 DTYPES = pytest.mark.parametrize("dtype", list(MOST_ROWS))
@@ -162,6 +164,31 @@ def test_torch_computes_where_somebody_has_to_see_it(calls):
     assert calls == ["product"]
 
 
+def test_other_shapes_are_torchs(calls):
+    """Which broadcasts or raises; the compiled functions would read beyond their inputs."""
+    x, keys = torch.randn(2, 1, 3, 8), torch.randn(2, 3, 5, 8)
+    scales = torch.full((1,), 2.0), torch.randn(3, 8)
+    wanted = [rms_norm(x, scale, 1e-6) for scale in scales]
+    with torch.inference_mode(), few_rows():
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            linear(torch.randn(4, 8), torch.randn(4, 16))
+        for scale, expected in zip(scales, wanted, strict=True):
+            assert torch.equal(rms_norm(x, scale, 1e-6), expected)
+        every = KernelMask(AttentionMask(), (1, 5), (x.dtype, x.device), scores=False, bias=False)
+        DotProduct()(x.transpose(1, 2), keys, keys[..., :4], every)
+    assert calls == []
+
+
+def test_lengths_of_another_dtype_and_beyond_the_keys_are_read_as_they_are_meant(calls):
+    q, keys = torch.randn(2, 3, 1, 8), torch.randn(2, 3, 5, 8)
+    mask = AttentionMask(key_lengths=torch.tensor([2, 9], dtype=torch.int32))
+    short = KernelMask(mask, (1, 5), (q.dtype, q.device), scores=False, bias=False)
+    with torch.inference_mode(), few_rows():
+        found = DotProduct()(q, keys, keys, short)
+    assert calls == ["attention"]
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(q, keys, keys, attn_mask=short.visible))
+
+
 def test_the_functions_are_for_this_thread_and_end_with_the_block():
     x = torch.randn(1, 4)
     with torch.inference_mode():
@@ -170,8 +197,8 @@ def test_the_functions_are_for_this_thread_and_end_with_the_block():
         assert functions_for(x, None) is None
 
 
-@pytest.mark.parametrize("compiler", ["", "/no/such/compiler", "false"])
-def test_without_a_working_compiler_torch_computes(compiler, tmp_path):
+@pytest.mark.parametrize("program", ["", "/no/such/compiler", shutil.which("false")])
+def test_without_a_working_compiler_torch_computes(program, tmp_path):
     """In a process of its own, with an empty cache: whether there is a compiler is asked once."""
     code = (
         "import torch\n"
@@ -180,16 +207,17 @@ def test_without_a_working_compiler_torch_computes(compiler, tmp_path):
         "with torch.inference_mode(), few_rows():\n"
         "    print(compiled(), torch.equal(layer(x), x @ layer.weight.T))\n"
     )
-    environment = {"XDG_CACHE_HOME": str(tmp_path), "CXX": compiler, "PATH": "/no/such/folder", "HOME": str(tmp_path)}
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "CXX": program, "PATH": "/no/such/folder", "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["None", "True"]
+    assert ("torch computes instead" in done.stderr) == (program == shutil.which("false"))
     assert [path.suffix for path in (tmp_path / "lit-llm").glob("*.so")] == []
 
 
 def test_the_library_is_compiled_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = module._library(["c++"])
+    first = module._library(compiler())
     made = first.stat().st_mtime_ns
-    assert module._library(["c++"]) == first
+    assert module._library(compiler()) == first
     assert first.stat().st_mtime_ns == made
     assert [path.name for path in first.parent.iterdir()] == [first.name]

@@ -199,9 +199,29 @@ def test_another_bitsandbytes_is_another_origin_for_who_uses_it(monkeypatch):
 def test_a_cpu_with_other_bfloat16_instructions_is_another_device(monkeypatch):
     names = []
     for flags in ("avx2 avx512f", "avx2 avx512f avx512_bf16", "avx2 avx512f avx512_bf16 amx_bf16", "avx2"):
-        monkeypatch.setattr("pathlib.Path.read_text", lambda _, flags=flags: f"flags : fpu {flags}\n")
+        monkeypatch.setattr("lit_llm.runs.provenance.cpu_flags", lambda flags=flags: {"fpu", *flags.split()})
         names.append(_instruction_set())
     assert len(set(names)) == 4
+
+
+def test_a_result_of_liger_is_of_that_release(monkeypatch):
+    def origin(kernels, installed):
+        monkeypatch.setattr("lit_llm.runs.provenance.installed_version", lambda name: installed)
+        overrides = [f"pretrain.training.execution.kernels={kernels}"]
+        return provenance(load_experiment("redllm-tiny", overrides)) | {"torch": "x"}
+
+    assert not same_provenance(origin("liger", "1"), origin("liger", "2"))
+    assert same_provenance(origin("auto", "1"), origin("auto", "2"))
+
+
+def test_an_evaluation_that_generates_is_another_without_a_compiler(monkeypatch):
+    def origin(tasks, path):
+        monkeypatch.setattr("lit_llm.runs.provenance.compiler", lambda: path)
+        evaluate = "evaluate={tasks: {names: [arc_easy]}}" if tasks else "evaluate={likelihood: {}}"
+        return provenance(load_experiment("redllm-tiny", [evaluate]), evaluates=True)
+
+    assert not same_provenance(origin(True, "/usr/bin/g++"), origin(True, None))
+    assert same_provenance(origin(False, "/usr/bin/g++"), origin(False, None))
 
 
 def test_where_a_corpus_lies_and_what_its_files_are_called_is_not_in_the_name(fingerprint, text, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ class DotProduct(nn.Module):
         self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask, bias: Tensor | None = None
     ) -> Tensor:
         """B x H x T x K. bias: H x T x S or B x H x T x S, added to the scores."""
-        if bias is None and (out := self._one_query(q_BHTK, k_BHSK, v_BHSK, mask)) is not None:
+        if not self.reference and bias is None and (out := self._one_query(q_BHTK, k_BHSK, v_BHSK, mask)) is not None:
             return out
         if not self.reference and bias is None and suits_blocks(q_BHTK, k_BHSK, mask):
             out = block_attention(q_BHTK, k_BHSK, v_BHSK, mask, self.scale)
@@ -67,8 +67,12 @@ class DotProduct(nn.Module):
         strides = k_BHSK.stride()
         if self.softcap is not None or strides != v_BHSK.stride() or strides[2:] != (size, 1):
             return None
-        if (functions := functions_for(q_BHTK, None)) is None or k_BHSK.dtype != q_BHTK.dtype:
+        if k_BHSK.shape != v_BHSK.shape or k_BHSK.shape[0] != rows or k_BHSK.shape[3] != size:
             return None
+        if not q_BHTK.dtype == k_BHSK.dtype == v_BHSK.dtype or (functions := functions_for(q_BHTK)) is None:
+            return None
+        if lengths_B is not None:
+            lengths_B = lengths_B.to(torch.int64).contiguous()
         q_BHTK = q_BHTK.contiguous()
         out = torch.empty_like(q_BHTK)
         functions.attention(

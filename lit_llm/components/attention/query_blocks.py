@@ -15,7 +15,6 @@ reference that the tests compare it with.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,22 +23,21 @@ from torch.autograd.function import once_differentiable
 
 from lit_llm.components.forward_context import compute_dtype
 from lit_llm.components.masks import KernelMask
+from lit_llm.config.machine import cpu_flags
 
 QUERIES = 256
 """Queries of a block."""
 LONGEST = 512
 """Queries or keys of a row beyond which torch's kernel is as fast."""
-BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
+BFLOAT16_UNITS = frozenset({"amx_bf16", "avx512_bf16"})
 """Instruction sets that multiply in bfloat16."""
 BLOCK_SCORES = 1 << 20
 """Scores of a block, at most, so that they stay in the cache; one row of the batch has more where it must."""
 
 
-@cache
 def multiplies_bfloat16() -> bool:
     """Whether the CPU multiplies in bfloat16 (AMX, AVX-512 BF16); without that torch's kernel is faster."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name) for name in BFLOAT16_UNITS)
+    return bool(cpu_flags() & BFLOAT16_UNITS)
 
 
 def suits_blocks(q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask) -> bool:

@@ -36,8 +36,7 @@ class Unembedding:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """... x D -> ... x V."""
-        logits = linear(hidden if self.head is None else self.head(hidden), self.weight_VD)
-        logits = logits if self.bias_V is None else logits + self.bias_V
+        logits = linear(hidden if self.head is None else self.head(hidden), self.weight_VD, self.bias_V)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     @property

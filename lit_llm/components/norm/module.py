@@ -34,7 +34,8 @@ def rms_norm(x: Tensor, scale: Tensor | None, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps), times a scale, over the last dimension."""
     if liger.uses_liger():
         return liger.rms_norm(x, scale, eps)
-    if (functions := functions_for(x, scale)) is not None and x.numel() <= MOST_ENTRIES:
+    functions = functions_for(x, scale) if scale is None or scale.shape == x.shape[-1:] else None
+    if functions is not None and x.numel() <= MOST_ENTRIES:
         x = x.contiguous()
         out = torch.empty_like(x)
         pointers = x.data_ptr(), None if scale is None else scale.data_ptr(), out.data_ptr()
