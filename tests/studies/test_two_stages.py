@@ -167,7 +167,8 @@ def test_nothing_follows_a_pretraining_that_did_not_end_well(write_two, tmp_path
     store = Store(tmp_path / "store")
     rest = ARMS_OF_TWO_STAGES.replace("red: {}", "red: {pretrain: {training: {optimizer: {lr: 1e9}}}}")
     rest += "allow: [{key: pretrain.training.optimizer, because: it is to diverge}]"
-    finished = run(write_two("diverges", rest, seeds=[0]), store)
+    path = write_two("diverges", rest, seeds=[0])
+    finished = run(path, store)
     states = {run.name: run.status()["state"] for run in finished.runs}
     assert states == {"dec/seed 0": "done", "dec_biattn/seed 0": "done", "red/seed 0": "diverged"}
     red = finished.runs[-1]
@@ -175,6 +176,7 @@ def test_nothing_follows_a_pretraining_that_did_not_end_well(write_two, tmp_path
     assert finished.exit_code == 0  # divergence is a result
     row = finished.comparison.rows[-1]
     assert (row.arm, row.mean, row.diverged) == ("red", None, 1)
+    assert run(path, store).exit_code == 0  # it is as finished as any other
 
 
 def test_what_follows_a_repeated_stage_is_repeated_too(write_two, tmp_path):
