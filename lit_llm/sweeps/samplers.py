@@ -46,8 +46,25 @@ def make_sampler(sweep: Sweep, number: int) -> BaseSampler:
         if sweep.sampler == "nsga3":
             return samplers.NSGAIIISampler(population_size=population, seed=seed)
         if sweep.sampler == "qmc":  # one seed for all draws: the sequence goes by their number
-            return samplers.QMCSampler(seed=sweep.seeds[0] % 2**32, scramble=True, warn_independent_sampling=False)
+            return _sequence(sweep.seeds[0] % 2**32)
         return samplers.RandomSampler(seed=seed)
+
+
+def _sequence(seed: int) -> BaseSampler:
+    from optuna.samplers import QMCSampler
+
+    class Sequence(QMCSampler):
+        """A Sobol sequence whose next point follows from the points that trials have, not from a counter.
+
+        Optuna's counter moves before the trial gets its point, so a kill in between would lose one; and it counts
+        trials that repeat the point of a lost one.
+        """
+
+        def _find_sample_id(self, study: Study, search_space: object) -> int:
+            trials = study.get_trials(deepcopy=False)
+            return sum(bool(trial.params) and "fixed_params" not in trial.system_attrs for trial in trials)
+
+    return Sequence(seed=seed, scramble=True, warn_independent_sampling=False)
 
 
 def make_pruner(sweep: Sweep, arm_experiment: Experiment) -> BasePruner:

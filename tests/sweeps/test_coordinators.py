@@ -192,16 +192,27 @@ def test_wherever_the_first_coordinator_dies_the_second_does_the_whole_search(
 
 
 @pytest.mark.slow
-def test_a_point_of_a_sequence_that_was_drawn_and_not_begun_is_not_lost(
-    write_sweep: Write, store: Store, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [
+        """
+run = Trials._run
+Trials._run = lambda self, trial, *rest: die() if trial.number == 2 else run(self, trial, *rest)
+""",
+        """
+from optuna.samplers import QMCSampler
+draw = QMCSampler._sample_qmc
+QMCSampler._sample_qmc = lambda self, study, space: (
+    draw(self, study, space), die() if len(study.get_trials(deepcopy=False)) == 3 else None
+)[0]
+""",
+    ],
+    ids=["drawn and not begun", "in the draw"],
+)
+def test_a_point_of_a_sequence_is_not_lost(write_sweep: Write, store: Store, tmp_path: Path, fault: str) -> None:
     """A Sobol sequence gives each point once: the search is the one that nobody has disturbed."""
     rest = f"{ONE}\n{rates()}\nseeds: [421]\nsampler: qmc\n{ALONE}"
     path = write_sweep("sequence", rest, trials=4)
-    fault = """
-run = Trials._run
-Trials._run = lambda self, trial, *rest: die() if trial.number == 2 else run(self, trial, *rest)
-"""
     assert Coordinator(tmp_path, path, store.root, fault=fault).wait() == -signal.SIGKILL
     ended = sweep(path, store, max_parallel=1)
     assert_exact(ended, 4)
