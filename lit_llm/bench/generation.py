@@ -12,11 +12,10 @@ from torch import Tensor
 
 from lit_llm.bench.contestants import Contestant, Text, begun
 from lit_llm.bench.entries import KINDS, Entry, available, built, families, same_function
-from lit_llm.bench.machine import measure_ceilings, parameters_of, set_heap, synchronize
-from lit_llm.bench.progress import progress
+from lit_llm.bench.machine import parameters_of, set_heap, synchronize
 from lit_llm.bench.results import Comparison
 from lit_llm.bench.settings import BenchSettings, Lengths, What
-from lit_llm.bench.turns import Turn, measured, take_turns
+from lit_llm.bench.turns import Turn, measure_between_ceilings
 from lit_llm.components.part import BFLOAT16, FLOAT32
 from lit_llm.models.cost import cache_bytes, prefill_flops
 from lit_llm.models.resolve import ResolvedModel
@@ -58,11 +57,9 @@ def compare_generation(
         dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
         contestant.module.to(settings.device, dtype).eval()
         answers[name] = answering(contestant, prompts_BP, lengths.answer)
-    before = measure_ceilings(settings)
-    values = take_turns(answers, settings.turns, progress(f"{title}, {heap} heap", settings.turns))
-    ceilings = before.or_better(measure_ceilings(settings))
+    measurements, ceilings = measure_between_ceilings(answers, settings, f"{title}, {heap} heap")
     rows = []
-    for row in measured(values):
+    for row in measurements:
         model, seconds = models[row.contestant], row.value.median
         if row.quantity == "prefill":
             flops = settings.prompts * lengths.prompt * prefill_flops(model, lengths.prompt)

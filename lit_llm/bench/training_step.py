@@ -10,11 +10,10 @@ from torch import nn
 
 from lit_llm.bench.contestants import Contestant, Text
 from lit_llm.bench.entries import KINDS, Entry, available, built, same_function
-from lit_llm.bench.machine import measure_ceilings, parameters_of, set_heap, synchronize
-from lit_llm.bench.progress import progress
+from lit_llm.bench.machine import parameters_of, set_heap, synchronize
 from lit_llm.bench.results import Comparison
 from lit_llm.bench.settings import BenchSettings, Size
-from lit_llm.bench.turns import Turn, measured, take_turns
+from lit_llm.bench.turns import Turn, measure_between_ceilings
 from lit_llm.models.cost import Shape, train_flops
 from lit_llm.models.resolve import ResolvedModel
 
@@ -41,15 +40,13 @@ def compare_steps(entries: list[Entry], title: str, settings: BenchSettings, hea
         if settings.compiled:
             steps[f"{name}, compiled"] = training_step(contestant.compiled(), text, settings)
             models[f"{name}, compiled"] = models[name]
-    before = measure_ceilings(settings)
-    values = take_turns(steps, settings.turns, progress(f"{title}, {heap} heap", settings.turns))
-    ceilings = before.or_better(measure_ceilings(settings))
+    measurements, ceilings = measure_between_ceilings(steps, settings, f"{title}, {heap} heap")
     rows = [
         replace(
             row,
             of_machine=step_flops(models[row.contestant], settings.shape) / row.value.median / ceilings.product_flops,
         )
-        for row in measured(values)
+        for row in measurements
     ]
     counts = parameters_of({name: models[name] for name in steps})
     return Comparison(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from lit_llm.bench.results import Measured, Quartiles
+from lit_llm.bench.machine import measure_ceilings
+from lit_llm.bench.progress import progress
+from lit_llm.bench.results import Ceilings, Measured, Quartiles
+from lit_llm.bench.settings import BenchSettings
 
 WARM_UP = 2
 """Turns before the timed ones: the first allocate memory, choose kernels and compile."""
@@ -55,3 +58,12 @@ def measured(values: Values, unit: str = "s") -> list[Measured]:
         for quantity, bases in baseline.items()
         for name, of_name in values.items()
     ]
+
+
+def measure_between_ceilings(
+    contestants: Mapping[str, Turn], settings: BenchSettings, title: str
+) -> tuple[list[Measured], Ceilings]:
+    """Measurements in turns, and the better of the machine's ceilings just before and just after them."""
+    before = measure_ceilings(settings)
+    values = take_turns(contestants, settings.turns, progress(title, settings.turns))
+    return measured(values), before.or_better(measure_ceilings(settings))
