@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_llm.training.optimizers.batches import batches
+from lit_llm.training.optimizers.by_group import ByGroup
 
 _TINY = 1e-30
 """Added to squared gradients (the paper's epsilon 1)."""
 
 
-class Adafactor(torch.optim.Optimizer):
+class Adafactor(ByGroup):
     """Adafactor over float32 parameters; formulas in `config.py`.
 
     torch's reads two norms of each parameter, and each read waits for the device. Here norms stay on the device.
@@ -44,18 +45,10 @@ class Adafactor(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            trained = [p for p in group["params"] if p.grad is not None]
-            for factored in (True, False):
-                for some in batches([p for p in trained if factored == (group["factored"] and p.dim() > 1)]):
-                    self._update(some, group, factored)
-        return loss
+    def _update_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        for factored in (True, False):
+            for some in batches([p for p in parameters if factored == (group["factored"] and p.dim() > 1)]):
+                self._update(some, group, factored)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any], factored: bool) -> None:
         states = [self._state(parameter, factored) for parameter in parameters]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.training.optimizers.batches import batches
+from lit_llm.training.optimizers.by_group import ByGroup
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 """Coefficients of the iteration x <- A x + (B x xᵀ + C (x xᵀ)²) x."""
@@ -18,7 +19,7 @@ _ITERATIONS = 5
 _SMALLEST_NORM = 1e-7
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(ByGroup):
     """torch's Muon over float32 matrices, with fewer calls: its iterations on small matrices are mostly overhead."""
 
     def __init__(
@@ -39,21 +40,13 @@ class Muon(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            of_shape = defaultdict[torch.Size, list[Tensor]](list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    of_shape[parameter.shape].append(parameter)
-            for shape, parameters in of_shape.items():
-                for batch in batches(parameters):
-                    self._update(batch, group, _scale(group["scaling"], *shape))
-        return loss
+    def _update_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        of_shape = defaultdict[torch.Size, list[Tensor]](list)
+        for parameter in parameters:
+            of_shape[parameter.shape].append(parameter)
+        for shape, alike in of_shape.items():
+            for batch in batches(alike):
+                self._update(batch, group, _scale(group["scaling"], *shape))
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any], scale: float) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
