@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -111,25 +113,23 @@ def generate(
         sampling = Sampling(temperature, top_k, top_p, draw)
     except ValueError as error:
         raise InputError(Problem(str(error))) from None
+    stream: Callable[[str, int, Sampling], Iterator[str]]
+    complete: Callable[[list[str], int, Sampling], list[str]]
     if imported:
         model, tokenizer, begin = open_model(Path(source))
+        stream = partial(stream_text, model, tokenizer, begin=begin)
+        complete = partial(complete_texts, model, tokenizer, begin=begin)
     else:
         finished = open_finished(Store(store), fingerprint)
+        stream, complete = finished.stream, finished.generate
     if len(given) == 1 and not as_json:
-        if imported:
-            pieces = stream_text(model, tokenizer, given[0], max_new_tokens, sampling, begin=begin)
-        else:
-            pieces = finished.stream(given[0], max_new_tokens, sampling)
+        pieces = stream(given[0], max_new_tokens, sampling)
         print(given[0], end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
         return
-    if imported:
-        answers = complete_texts(model, tokenizer, given, max_new_tokens, sampling, begin=begin)
-    else:
-        answers = finished.generate(given, max_new_tokens, sampling)
-    for prompt, answer in zip(given, answers, strict=True):
+    for prompt, answer in zip(given, complete(given, max_new_tokens, sampling), strict=True):
         print(json.dumps({"prompt": prompt, "generated": answer}) if as_json else f"{prompt}{answer}")
 
 
