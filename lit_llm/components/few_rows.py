@@ -77,7 +77,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Used(threading.local):
-    """Whether this thread computes few rows, without gradients and with nobody who has to see torch's operations."""
+    """Switch of this thread: true while it computes few rows and nobody has to see torch's operations."""
 
     now = False
 
@@ -96,7 +96,6 @@ def few_rows() -> Iterator[None]:
     _used.now = (
         not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
     )
     try:

@@ -39,7 +39,7 @@ def liger_kernels(used: bool) -> Iterator[None]:
 
 
 def uses_liger() -> bool:
-    """Whether Liger's kernels are to be called."""
+    """True while Liger's kernels are to be called."""
     return _used
 
 

@@ -84,7 +84,7 @@ class AttentionMask:
 
     @property
     def by_length(self) -> bool:
-        """Whether every query sees the first keys of its row, as many as `key_lengths`, and nothing else decides."""
+        """True where every query sees the first keys of its row, as many as `key_lengths`, and nothing else decides."""
         return not self.causal and self.prefix is None and self.documents is None and self.window is None
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:

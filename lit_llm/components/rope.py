@@ -39,6 +39,6 @@ def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
 
 
 def _has_its_angles(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether there is one angle for all tokens, or one for each token in the order of memory."""
+    """True for one angle for all tokens, or one for each token in the order of memory."""
     rows, tokens, _, size = x_BTHK.shape
     return cos.shape == sin.shape and cos.shape[-2:] == (1, size // 2) and cos[..., 0].numel() in (1, rows * tokens)

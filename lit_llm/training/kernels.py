@@ -1,4 +1,4 @@
-"""Whether this machine has the kernels that a configuration names. Loads no torch."""
+"""Obstacles to the kernels that a configuration names, on this machine. Loads no torch."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def _fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None, 
 
 
 def shares_heads(q_BHTK: Tensor, k_BHSK: Tensor) -> bool:
-    """Whether several query heads share a head of keys."""
+    """True where several query heads share a head of keys."""
     # A branch decides it: in a compiled block the comparison may be symbolic, which torch's kernels do not take.
     if q_BHTK.shape[1] == k_BHSK.shape[1]:  # noqa: SIM103
         return False

@@ -36,7 +36,7 @@ BLOCK_SCORES = 1 << 20
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the CPU multiplies in bfloat16 (AMX, AVX-512 BF16); without that torch's kernel is faster."""
+    """True on a CPU that multiplies in bfloat16 (AMX, AVX-512 BF16); without that torch's kernel is faster."""
     return bool(cpu_flags() & BFLOAT16_UNITS)
 
 
