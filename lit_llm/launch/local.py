@@ -15,13 +15,13 @@ A child neither imports nor runs the coordinator's `__main__` (a script without 
 task's function and arguments must come from importable modules.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
 from lit_llm.launch.child import one_line
+from lit_llm.launch.devices import take_slots
 from lit_llm.launch.process import Child, Outcome, Task, pickled_call, warm_up
 from lit_llm.launch.signals import Signals, counted_signals
 
@@ -32,11 +32,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, outcomes: list[Outcome]) -> None:
         super().__init__(f"{sum(outcome.status == 'interrupted' for outcome in outcomes)} tasks interrupted")
         self.outcomes = outcomes
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_tasks(
@@ -52,11 +47,12 @@ def run_tasks(
     poll_seconds: float = 0.25,
     grace_seconds: float = 10.0,
 ) -> list[Outcome]:
-    """Run tasks, at most `max_parallel` at once. Returns one outcome per task, in the order of the tasks.
+    """Run tasks, each in a slot or several. Returns one outcome per task, in the order of the tasks.
 
-    `max_parallel` is a number, or one mapping of environment variables for each place, such as
-    `[{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]`. `preload` names modules that the fork server
-    imports once and every child inherits; they must not start threads or touch a GPU when imported.
+    `max_parallel` is the number of slots, or one mapping of environment variables for each slot, such as
+    `[{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]`. A task of several slots waits until as many are
+    free, and sees the devices of all. `preload` names modules that the fork server imports once and every child
+    inherits; they must not start threads or touch a GPU when imported.
 
     An iterator is advanced when a slot is free. It yields None while it has no task yet, and is then advanced again
     within `poll_seconds`. `on_question` answers the questions that a task asks by `ask_coordinator`.
@@ -73,12 +69,11 @@ def run_tasks(
     Raises:
         Interrupted: after such a signal, once no child is left.
         ImportError: a module of `preload` cannot be imported.
-        ValueError: no slot, a name twice, or a function or argument that no other process could import.
+        ValueError: fewer devices than a task takes, a name twice, or a function or argument that no other process could
+            import.
     """
-    environments = (
-        [{} for _ in range(max_parallel)] if isinstance(max_parallel, int) else [dict(slot) for slot in max_parallel]
-    )
-    if not environments:
+    slots: Sequence[Mapping[str, str]] = [{}] * max_parallel if isinstance(max_parallel, int) else max_parallel
+    if not slots:
         raise ValueError(f"max_parallel: {max_parallel!r}: at least one is needed")
     outcomes: list[Outcome] = []
     if isinstance(tasks, Sequence):
@@ -92,6 +87,8 @@ def run_tasks(
 
     source, ended, begun, warm = iter(tasks), False, 0, False
     running: dict[int, Child] = {}
+    free = [*slots]
+    held: Task | None = None  # until enough slots are free
     with counted_signals() as signals:
 
         def finish(index: int, outcome: Outcome) -> None:
@@ -101,13 +98,18 @@ def run_tasks(
 
         try:
             while running or not (ended or signals.count):
-                while environments and not (ended or signals.count):
+                while free and not (ended or signals.count):
                     try:
-                        task = next(source)
+                        task, held = held or next(source), None
                     except StopIteration:
                         ended = True
                         break
                     if task is None:
+                        break
+                    if (taken := take_slots(free, task.slots)) is None:
+                        if take_slots(slots, task.slots) is None:
+                            raise ValueError(f"task {task.name!r} takes {task.slots} of {len(slots)} slots")
+                        held = task
                         break
                     index, begun = begun, begun + 1
                     if index == len(outcomes):
@@ -118,11 +120,12 @@ def run_tasks(
                     if signals.count:
                         break
                     try:
-                        child = Child(task, pickled_call(task), environments[-1], grace_seconds)
+                        child = Child(task, pickled_call(task), taken, grace_seconds)
                     except (OSError, EOFError) as error:  # no memory for a fork, no descriptors
                         finish(index, Outcome(task, "killed", error=f"not started: {one_line(error)}"))
                         continue
-                    environments.pop()
+                    for slot in taken:
+                        free.remove(slot)
                     running[index] = child
                     if on_start is not None:
                         on_start(child.task)
@@ -140,7 +143,7 @@ def run_tasks(
                         child.answer(None if on_question is None else on_question(child.task, question))
                     if gone:
                         del running[index]
-                        environments.append(child.environment)
+                        free.extend(child.slots)
                         finish(index, child.outcome())
                 if on_poll is not None:
                     on_poll()

@@ -8,7 +8,7 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
@@ -28,6 +28,7 @@ from lit_llm.launch.child import (
     run_job,
     send,
 )
+from lit_llm.launch.devices import environment_of
 from lit_llm.launch.signals import ALL_SIGNALS
 
 Status = Literal["returned", "raised", "killed", "interrupted"]
@@ -44,10 +45,12 @@ class Task:
     """File to which stdout and stderr are appended, those of C libraries included. None: the coordinator's streams."""
     threads: int = 1
     """Threads of OpenMP, MKL, OpenBLAS, Rayon and torch. A NumPy preloaded by the fork server stays at one."""
+    slots: int = 1
+    """Slots that it takes at once: one for each of its devices."""
 
     def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise ValueError(f"task {self.name!r}: threads must be at least 1, not {self.threads}")
+        if self.threads < 1 or self.slots < 1:
+            raise ValueError(f"task {self.name!r}: threads and slots must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,9 @@ class Outcome:
 class Child:
     """One task's process, seen from the coordinator."""
 
-    def __init__(self, task: Task, call: bytes, environment: dict[str, str], grace_seconds: float) -> None:
+    def __init__(self, task: Task, call: bytes, slots: Sequence[Mapping[str, str]], grace_seconds: float) -> None:
         self.task = task
-        self.environment = environment
+        self.slots = slots
         self.grace_seconds = grace_seconds
         self.began = time.monotonic()
         self.deadline: float | None = None  # when it is killed
@@ -78,7 +81,7 @@ class Child:
         self.end_of_message = False
         self._received = bytearray()
         self._questions: list[bytes] = []
-        self.process, self._pid, self.pipe = _start(task, call, environment, grace_seconds)
+        self.process, self._pid, self.pipe = _start(task, call, environment_of(slots), grace_seconds)
         # A child that stalls or is killed while it writes several MB must not stall the coordinator.
         os.set_blocking(self.pipe.fileno(), False)
 
@@ -224,7 +227,7 @@ def _inherited_by_a_child(modules: Sequence[str], grace_seconds: float) -> Outco
     """
     task = Task("preload", report_preload, (modules,))
     try:
-        child = Child(task, pickled_call(task), {}, grace_seconds)
+        child = Child(task, pickled_call(task), [{}], grace_seconds)
     except (OSError, EOFError):
         return None
     while not child.ended():

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lit_llm.launch import Interrupted, Task, ask_coordinator, run_tasks, stop_requested
+from lit_llm.launch import Interrupted, Task, ask_coordinator, devices, run_tasks, stop_requested
 from tests.launch import launch_jobs as jobs
 
 REPOSITORY = Path(__file__).parents[2]
@@ -580,3 +580,40 @@ def test_tasks_of_an_iterator_are_taken_when_there_is_a_slot():
 
 def test_an_iterator_without_a_task_starts_nothing():
     assert run_tasks(iter(()), max_parallel=1, preload=["no_such_module"]) == []
+
+
+def test_a_task_of_two_slots_sees_the_devices_of_both():
+    slots = [{"CUDA_VISIBLE_DEVICES": name} for name in ("0", "1", "0", "1")]
+    tasks = [Task("one", jobs.device_for, (0.3,)), Task("two", jobs.device_for, (0.3,), slots=2)]
+    one, two = (outcome.value for outcome in run_tasks(tasks, max_parallel=slots, poll_seconds=0.02))
+    assert one in ("0", "1")
+    assert sorted(two.split(",")) == ["0", "1"]
+
+
+def test_a_task_waits_for_as_many_slots_as_it_takes():
+    spans = run_tasks(
+        [Task("one", jobs.nap, (0.2,)), Task("two", jobs.nap, (0.2,), slots=2), Task("three", jobs.nap, (0.2,))],
+        max_parallel=2,
+        poll_seconds=0.02,
+    )
+    first, wide, last = (outcome.value for outcome in spans)
+    assert first[1] <= wide[0]
+    assert wide[1] <= last[0]
+
+
+def test_a_task_that_takes_more_devices_than_there_are_is_refused():
+    shares_of_one_gpu = [{"CUDA_VISIBLE_DEVICES": "0"}] * 2
+    for slots in (1, shares_of_one_gpu):
+        with pytest.raises(ValueError, match="'wide' takes 2"):
+            run_tasks([Task("wide", jobs.double, (1,), slots=2)], max_parallel=slots)
+
+
+def test_slots_are_spread_over_the_visible_gpus(monkeypatch):
+    monkeypatch.setattr(devices.Path, "glob", lambda *_: [devices.Path(f"/dev/nvidia{n}") for n in range(4)])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in devices.machine_slots(6)] == ["0", "1", "2", "3", "0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-8f")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in devices.machine_slots(3)] == ["2", "GPU-8f", "2"]
+    assert devices.machine_slots(2, use_gpus=False) == [{}, {}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices.machine_slots(1) == [{}]
