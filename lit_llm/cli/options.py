@@ -18,10 +18,28 @@ from lit_llm.store.store import DEFAULT, Store
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lit_llm.launch.settings import LaunchSettings
     from lit_llm.runs.step_timing import StepTiming
+    from lit_llm.studies.launched import Places
     from lit_llm.studies.load import Ablation
     from lit_llm.studies.plan import Plan
     from lit_llm.studies.supervise import Supervision
+
+
+class Launcher(StrEnum):
+    """Engines that supply places."""
+
+    local = "local"
+    slurm = "slurm"
+    ray = "ray"
+
+
+class Rerun(StrEnum):
+    """Runs to repeat."""
+
+    failed = "failed"
+    stale = "stale"
+
 
 StudyArgument = Annotated[
     str, typer.Argument(metavar="STUDY", help="A study's file, its name in the store, or a preset such as redllm-8b.")
@@ -89,6 +107,29 @@ Grace = Annotated[
         "25; keep it below the batch system's own, e.g. --grace 8 for Docker's 10.",
     ),
 ]
+LauncherOption = Annotated[
+    Launcher | None,
+    typer.Option(
+        show_default=False,
+        help="Where runs are computed: on this machine, or on places of SLURM or Ray that share the store. By default "
+        "the one in the settings, else this machine. See the page 'From a laptop to a cluster'.",
+    ),
+]
+PlacesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--places", min=1, show_default=False, help="Places that the engine is asked for, each with -j runs at once."
+    ),
+]
+SlotsPerDevice = Annotated[
+    int | None,
+    typer.Option(
+        "--slots-per-device",
+        min=1,
+        show_default=False,
+        help="Runs that share one GPU, for small models; by default 1.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 LinesOfJson = Annotated[
     bool, typer.Option("--json", help="Print what happens as JSON, an object a line; the last one is the comparison.")
@@ -101,13 +142,6 @@ NewVersion = Annotated[
         help="Keep results of other settings under the study's name as NAME@1, and begin anew.",
     ),
 ]
-
-
-class Rerun(StrEnum):
-    """Runs to repeat."""
-
-    failed = "failed"
-    stale = "stale"
 
 
 def open_store(root: Path) -> Store:
@@ -146,15 +180,41 @@ def timings(planned: Plan, max_parallel: int, store: Store, measuring: bool) -> 
     return {timed.key: timing for timed, timing in measure(steps, progress)}
 
 
-def max_parallel(ablation: Ablation) -> int:
-    """Default number of parallel runs: one on a GPU, else as many as the cores allow."""
-    from lit_llm.launch import cores
-    from lit_llm.runs.kernels import has_gpu
+def max_parallel(ablation: Ablation, slots_per_device: int) -> int:
+    """Default number of parallel runs here: one on each GPU (or `slots_per_device`), else as many as the cores allow."""
+    from lit_llm.launch.devices import cores, visible_gpus
 
-    executions = [arm.experiment.pretrain.training.execution for arm in ablation.arms]
-    if has_gpu() and any(execution.accelerator != "cpu" for execution in executions):
-        return 1
-    return max(1, cores() // max(execution.threads for execution in executions))
+    gpus = visible_gpus() if any(arm.may_use_gpu for arm in ablation.arms) else []
+    if gpus:
+        return len(gpus) * slots_per_device
+    return max(1, cores() // max(arm.experiment.pretrain.training.execution.threads for arm in ablation.arms))
+
+
+def places_of(
+    launcher: Launcher | None, count: int | None, jobs: int, ablation: Ablation, settings: LaunchSettings
+) -> Places | None:
+    """The places that a command works on; None for this machine. Raises InputError where the engine is absent.
+
+    jobs: runs at once in each place.
+    """
+    from lit_llm.launch.engine import EngineError
+    from lit_llm.launch.settings import engine_of
+    from lit_llm.studies.launched import Places
+
+    name = launcher.value if launcher else settings.launcher
+    if name == "local":
+        if count is not None:
+            raise InputError(
+                Problem("this machine is one place; add `--launcher slurm` or `--launcher ray`", "--places")
+            )
+        return None
+    try:
+        engine = engine_of(name, settings)
+    except EngineError as error:
+        raise InputError(Problem(str(error), f"--launcher {name}")) from None
+    assert engine is not None
+    threads = max(arm.experiment.pretrain.training.execution.threads for arm in ablation.arms)
+    return Places(name, engine, settings, settings.needs(jobs, threads), count or settings.places)
 
 
 @contextmanager

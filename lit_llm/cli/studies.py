@@ -17,11 +17,14 @@ from lit_llm.cli.options import (
     AsJson,
     ExperimentArgument,
     Grace,
+    LauncherOption,
     LinesOfJson,
     NewVersion,
     Overrides,
+    PlacesOption,
     Rerun,
     Retries,
+    SlotsPerDevice,
     StallAfter,
     Storage,
     StoreOption,
@@ -31,6 +34,7 @@ from lit_llm.cli.options import (
     console,
     max_parallel,
     open_store,
+    places_of,
     relative_path,
     same_command,
     supervision,
@@ -83,6 +87,7 @@ def plan(
         str | None,
         typer.Option(metavar="STUDY", help="For --power: take the scatter from the finished runs of this study."),
     ] = None,
+    slots_per_device: SlotsPerDevice = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Show every arm before it runs: parameters, FLOPs, cache, tokens, time, what differs, whether it is fair.
@@ -90,6 +95,7 @@ def plan(
     Examples: lit-llm plan ablations/quickstart.yaml -o pretrain.data.sequence_length=256; lit-llm plan
     ablations/quickstart.yaml --measure
     """
+    from lit_llm.launch.settings import launch_settings
     from lit_llm.studies.duration import estimated
     from lit_llm.studies.parallelism import with_throughputs
     from lit_llm.studies.plan import plan as make_plan
@@ -102,7 +108,7 @@ def plan(
     planned = make_plan(ablation, prompt, generate, log=partial(print, file=sys.stderr), store=place)
     if search is None:
         _matching_version(ablation, place, console(stderr=True))
-    at_once = jobs or max_parallel(ablation)
+    at_once = jobs or max_parallel(ablation, slots_per_device or launch_settings(place.root).slots_per_device)
     measuring = measure and not planned.refused
     step_timings = timings(planned, at_once, place, measuring)
     planned = estimated(planned, at_once, step_timings, place)
@@ -156,7 +162,14 @@ def _seeds_needed(
 def run(
     study: StudyArgument,
     jobs: Annotated[
-        int | None, typer.Option("-j", "--jobs", min=1, help="Runs at once; by default as many as cores allow.")
+        int | None,
+        typer.Option(
+            "-j",
+            "--jobs",
+            min=1,
+            help="Runs at once: by default one on each GPU, else as many as the cores allow. With a launcher: in each "
+            "place.",
+        ),
     ] = None,
     only: Annotated[str | None, typer.Option(metavar="GLOB", help="Only arms whose name matches, e.g. 'red*'.")] = None,
     rerun: Annotated[Rerun | None, typer.Option(help="Repeat runs that failed, or that other code has done.")] = None,
@@ -168,13 +181,17 @@ def run(
     stall_after: StallAfter = None,
     grace: Grace = None,
     new_version: NewVersion = False,
+    launcher: LauncherOption = None,
+    places: PlacesOption = None,
+    slots_per_device: SlotsPerDevice = None,
 ) -> None:
     """Run what is not done, resume what was interrupted, and compare.
 
-    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop at the next step and keep everything; the same command goes on. Results of
-    other settings under the study's name are never mixed with these, nor removed: see --new-version. Example: lit-llm
-    run ablations/quickstart.yaml -j 2
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop at the next step and keep everything; the same command goes on, also beside
+    it on other machines that share the store. Results of other settings under the study's name are never mixed with
+    these, nor removed: see --new-version. Example: lit-llm run ablations/quickstart.yaml -j 2
     """
+    from lit_llm.launch.settings import launch_settings
     from lit_llm.report.pages.study import write_report
     from lit_llm.report.progress.json_lines import Lines
     from lit_llm.report.progress.terminal import Progressing
@@ -189,6 +206,10 @@ def run(
             Problem(f"{study} is a sweep: use `{same_command('sweep', study, override, store, tracking)}`")
         )
     ablation = open_study(study, override or (), place)
+    settings = launch_settings(place.root)
+    shared = slots_per_device or settings.slots_per_device
+    engine_places = places_of(launcher, places, jobs or settings.jobs, ablation, settings)
+    at_once = jobs or (settings.jobs if engine_places else max_parallel(ablation, shared))
     screen = console(stderr=as_json)
     lines = Lines(sys.stdout, screen) if as_json else None
     with lines.until_interrupted() if lines is not None else nullcontext():
@@ -196,13 +217,14 @@ def run(
             ablation,
             place,
             observer=lines or Progressing(screen),
-            max_parallel=jobs or max_parallel(ablation),
+            max_parallel=at_once,
             only=only,
             rerun=rerun.value if rerun else None,
             tracking=tracking,
             report=write_report,
             supervision=supervision(retries, stall_after, grace),
             new_version=new_version,
+            places=engine_places,
         )
     if lines is not None:
         lines.compared(finished)
@@ -233,6 +255,7 @@ def status(
     storage: Storage = None,
 ) -> None:
     """Show the state of each run, or of each trial of a sweep. Example: lit-llm status ablations/quickstart.yaml"""
+    from lit_llm.cli.places import places_line
     from lit_llm.cli.sweeps import sweep_status
     from lit_llm.studies.runs import runs_of, status_rows
     from lit_llm.studies.stored import open_study
@@ -246,12 +269,16 @@ def status(
     ablation = open_study(study, override or (), place)
     ablation, problems = _matching_version(ablation, place, None if as_json else screen)
     rows = list(status_rows(runs_of(ablation, place)))
+    in_queue = places_line(place, ablation.study.study)
     if as_json:
-        print(json.dumps({"study": ablation.study.study, "runs": rows, "differs": problems}, indent=1))
+        content = {"study": ablation.study.study, "runs": rows, "differs": problems, "places": in_queue}
+        print(json.dumps(content, indent=1))
         return
     from lit_llm.report.tables.plan import render_status
 
     screen.print(render_status(rows, ablation.study.compare.metric))
+    if in_queue:
+        screen.print(f"places: {in_queue}", highlight=False)
 
 
 def _matching_version(ablation: Ablation, store: Store, screen: Console | None) -> tuple[Ablation, list[str]]:

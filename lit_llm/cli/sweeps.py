@@ -14,10 +14,13 @@ from lit_llm.cli.app import app
 from lit_llm.cli.options import (
     DEFAULT_STORE,
     Grace,
+    LauncherOption,
     LinesOfJson,
     Overrides,
+    PlacesOption,
     Rerun,
     Retries,
+    SlotsPerDevice,
     StallAfter,
     Storage,
     StoreOption,
@@ -25,6 +28,7 @@ from lit_llm.cli.options import (
     charts,
     console,
     max_parallel,
+    places_of,
     relative_path,
     same_command,
     supervision,
@@ -42,7 +46,14 @@ if TYPE_CHECKING:
 def sweep(
     sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a sweep's name in the store.")],
     jobs: Annotated[
-        int | None, typer.Option("-j", "--jobs", min=1, help="Trials at once; by default as many as cores allow.")
+        int | None,
+        typer.Option(
+            "-j",
+            "--jobs",
+            min=1,
+            help="Trials at once: by default one on each GPU, else as many as the cores allow. With a launcher: in "
+            "each place.",
+        ),
     ] = None,
     rerun: Annotated[
         Rerun | None,
@@ -56,12 +67,16 @@ def sweep(
     retries: Retries = None,
     stall_after: StallAfter = None,
     grace: Grace = None,
+    launcher: LauncherOption = None,
+    places: PlacesOption = None,
+    slots_per_device: SlotsPerDevice = None,
 ) -> None:
     """Search the settings of each arm with equal budgets, then compare the best ones over fresh seeds.
 
     Ctrl-C keeps everything; the same command goes on, on this machine or beside it on others that share the store.
     Example: lit-llm sweep sweeps/quickstart.yaml -j 2
     """
+    from lit_llm.launch.settings import launch_settings
     from lit_llm.report.pages.study import write_report
     from lit_llm.report.progress.json_lines import SweepLines
     from lit_llm.report.progress.terminal import Searching
@@ -71,18 +86,23 @@ def sweep(
 
     screen, place = console(stderr=as_json), Store(store)
     search = open_sweep(sweep, override or (), place)
+    settings = launch_settings(place.root)
+    shared = slots_per_device or settings.slots_per_device
+    engine_places = places_of(launcher, places, jobs or settings.jobs, search.ablation, settings)
+    at_once = jobs or (settings.jobs if engine_places else max_parallel(search.ablation, shared))
     lines = SweepLines(sys.stdout, screen, search, place) if as_json else None
     with lines.until_interrupted() if lines is not None else nullcontext():
         ended = run_sweep(
             search,
             place,
             observer=lines or Searching(screen, search, place),
-            max_parallel=jobs or max_parallel(search.ablation),
+            max_parallel=at_once,
             storage=storage,
             tracking=tracking,
             rerun=rerun.value if rerun else None,
             report=write_report,
             supervision=supervision(retries, stall_after, grace),
+            places=engine_places,
         )
     if lines is not None:
         lines.searched(ended)
@@ -133,6 +153,7 @@ def _print_searched(ended: Searched, screen: Console) -> None:
 
 def sweep_status(file: str, override: list[str] | None, as_json: bool, store: Store, storage: str | None) -> None:
     """`lit-llm status` of a sweep."""
+    from lit_llm.cli.places import places_line
     from lit_llm.report.tables.sweep import render_trials, trials_json
     from lit_llm.sweeps.sweep import open_sweep
     from lit_llm.sweeps.trials import Trials
@@ -143,6 +164,8 @@ def sweep_status(file: str, override: list[str] | None, as_json: bool, store: St
         print(json.dumps(trials_json(search, trials), indent=1))
     elif trials:
         console().print(render_trials(search, trials))
+        if in_queue := places_line(store, search.name):
+            console().print(f"places: {in_queue}", highlight=False)
     else:
         command = same_command("sweep", file, override, store.root, None, storage)
         console().print(f"No trial yet: `{command}` runs them.", style="yellow", highlight=False, soft_wrap=True)

@@ -24,11 +24,13 @@ def run_one(
     fingerprint: str,
     should_stop: Callable[[], bool] = lambda: False,
     should_prune: ShouldPrune | None = None,
+    waits: bool = True,
 ) -> State:
     """Claim a stage, continue it from its checkpoint, write its result. Returns its state.
 
-    If another process works on the stage, it waits for that result. Errors become the stage's state, not exceptions. A
-    stage that `should_prune` stops is interrupted and can be continued.
+    If another process works on the stage, it waits for that result, or returns "running" at once without `waits`.
+    Errors become the stage's state, not exceptions. A stage that `should_prune` stops is interrupted and can be
+    continued.
 
     Raises DiskError for an error of the disk. The stage can then continue from its last checkpoint; its state may not
     have been written.
@@ -39,6 +41,8 @@ def run_one(
             with stage.claim():
                 return _run_claimed(stage, Store(root), should_stop, should_prune)
         except Busy:
+            if not waits:
+                return "running"
             time.sleep(0.5)
     return "interrupted"
 

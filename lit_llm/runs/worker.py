@@ -27,8 +27,11 @@ Judged = Literal["validations", "seeds"] | None
 
 
 def run_stage(root: Path, fingerprint: str) -> str:
-    """Run one stage. Returns its state. Raises DiskError for an error of the disk, or where the store is gone."""
-    return run_one(root, fingerprint, should_stop=partial(_is_to_stop, Store(root)))
+    """Run one stage. Returns its state; "running" where another process works on it.
+
+    Raises DiskError for an error of the disk, or where the store is gone.
+    """
+    return run_one(root, fingerprint, should_stop=partial(_is_to_stop, Store(root)), waits=False)
 
 
 def _is_to_stop(store: Store) -> bool:

@@ -56,6 +56,12 @@ class Arm:
         """The arm's experiment with this seed."""
         return self.experiment.model_copy(update={"seed": seed})
 
+    @property
+    def may_use_gpu(self) -> bool:
+        """A stage of it takes a GPU where there is one."""
+        sections = [self.experiment.section(stage) for stage in self.experiment.trained]
+        return any(section.training.execution.accelerator != "cpu" for section in sections)
+
     @cached_property
     def computation(self) -> str:
         """Fingerprint of the computation, independent of names and seeds; reads the corpus for its digest."""

@@ -19,6 +19,15 @@ class Observer:
     def launching(self, runs: Sequence[Run], todo: Sequence[Run], max_parallel: int) -> None:
         """The runs of the study, and those to be executed now."""
 
+    def stage_started(self, name: str) -> None:
+        """A process of this machine has begun a stage."""
+
+    def stage_ended(self, name: str, state: str) -> None:
+        """A process of this machine has left a stage in this state."""
+
+    def places(self, launcher: str, words: str) -> None:
+        """The places of an engine have changed: `2 running, 1 queued: PENDING (Resources)`."""
+
     def silent(self, name: str, seconds: float) -> None:
         """A run has made no progress for `seconds`, and may be stopped; 0: it goes on, or was stopped."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Literal
 
 from lit_llm.config.code_digest import digest_of_package
 from lit_llm.config.hashing import fingerprint
-from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.config.problems import InputError, Problem, did_you_mean, some
 from lit_llm.data.sources import error_context
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import digest_of_examples, identity_of_data, reset_identities
@@ -24,8 +24,10 @@ from lit_llm.store.files import file_digest
 from lit_llm.store.garbage_collection import list_runs
 from lit_llm.store.store import FINAL, Busy, Store, locked, write_json, write_text
 from lit_llm.studies.analysis_plan import FROZEN, LOG
+from lit_llm.studies.coordinators import coordinating, others
 from lit_llm.studies.disk_space import check_free_space
-from lit_llm.studies.execute import Execution, Work, report_news
+from lit_llm.studies.execute import Execution, Todo, report_news
+from lit_llm.studies.launched import Places
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.mlflow_runs import description, description_with_tables, record, tags_of
 from lit_llm.studies.observer import Observer
@@ -79,17 +81,19 @@ def run_study(
     report: Report = lambda *_: (),
     supervision: Supervision = Supervision(),
     new_version: bool = False,
+    places: Places | None = None,
 ) -> Finished:
     """Execute the runs of a study and compare its arms.
 
     Each stage has a process of its own. Stages with a result in the store are not repeated; interrupted ones go on from
-    their checkpoints.
+    their checkpoints. Several processes, on several machines that share the store, may run one study: each stage is
+    computed by one of them.
 
     Args:
         ablation: The study, from `load_study`.
         store: Directory of results.
         observer: Is told what happens, for progress.
-        max_parallel: Number of runs at once.
+        max_parallel: Number of runs at once, in each place where there are several.
         only: Pattern for names of arms or runs (`red*`); other runs stay as they are.
         rerun: `"failed"` repeats failed runs, `"stale"` those computed by other code.
         tracking: Address of MLflow; the store's own database by default.
@@ -97,14 +101,15 @@ def run_study(
         supervision: Limits for restarting runs that die, make no progress or run out of memory.
         new_version: Keep results of other settings under the study's name as an earlier version. Those of a single
             experiment are always kept.
+        places: Places of an engine that compute the runs; this machine by default.
 
     Returns:
         The runs and their comparison.
 
     Raises:
         InputError: Before anything has started: an unfair comparison, an unreadable corpus, a store of another schema,
-            a disk that is too small or cannot be written, results of other settings, a wrong tracking address, or a
-            study that is running already.
+            a disk that is too small or cannot be written, results of other settings, a wrong tracking address, or an
+            engine that cannot serve the needs.
         DiskError: The store can no longer be written. The runs were asked to save and stop.
     """
     name = ablation.study.study
@@ -113,7 +118,9 @@ def run_study(
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
     to_do = any(run.status()["state"] not in FINAL for run in chosen)
-    if to_do or rerun:
+    if places is not None and (to_do or rerun):
+        places.check()
+    elif to_do or rerun:
         check_kernels(ablation, {run.arm.name for run in chosen})
     planned = plan(ablation, log=observer.message, built=to_do, store=store, runs=runs)
     planned.check()
@@ -130,72 +137,146 @@ def run_study(
     if (folder / SWEEP).exists():
         raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
     sync = open_sync(store, name, tracking, description(planned, store), tags_of(planned, store))
-    places, styles = {arm.name: place for place, arm in enumerate(ablation.arms)}, arm_styles(ablation)
     trained = [(run.experiment_at(step), step.node.after, step.stage) for run in chosen for step in run.trained]
     check_free_space(store, trained, max_parallel)
     store.open()
-    try:
-        if other:
-            with disk_errors(store), locked(folder / "lock"):
-                kept = set_aside(store, name)
-            observer.message(f"What was trained otherwise is kept as {kept}: {'; '.join(map(str, other))}.")
-        with disk_errors(store) as disk, locked(folder / "lock"):
-            try:
-                for problem in damage_of(store, name):
-                    observer.message(problem)
-                keep(store, ablation, _stages(runs))
-                list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
-                for problem in register_analysis(store, ablation, runs):
-                    observer.message(problem)
-                is_stored = bool(ablation.identities)  # then only the texts of pending runs are read
-                ended = {run.name for run in chosen if is_stored and not rerun and run.status()["state"] in FINAL}
-                reading = [run for run in chosen if run.name not in ended]
-                experiments = [run.experiment_at(step) for run in reading for step in run.trained]
-                prepare_data(experiments, store, observer, is_stored)
-                check_held_out(ablation, store)
-                check_leaks(ablation, store)
-                disk.started = True
-
-                def records() -> list[RunRecord]:
-                    check_exists(store)  # MLflow would create a new store in its place
-                    return [record(run, places[run.arm.name], styles[run.arm.name].colour) for run in runs]
-
-                follower = cache(lambda: SyncThread(sync, records))
-                execution = Execution(store, max_parallel, observer, follower, supervision)
-                interrupted = execution.round(chosen, _todo(chosen, rerun, observer))
-                while ablation.study.more_seeds and not interrupted:
-                    more = runs_of(ablation, store)  # seeds that the results so far ask for
-                    if len(more) == len(runs):
+    study = _StudyRun(planned, store, observer, runs, chosen, only)
+    with disk_errors(store) as disk, ExitStack() as stack:
+        with _exclusively(folder, observer):
+            if other:
+                study.set_aside(other)
+            coordinator = stack.enter_context(coordinating(folder))
+            study.prepare(rerun)
+        disk.started = True
+        study.report_others(coordinator)
+        follower = cache(lambda: SyncThread(sync, study.records))
+        execution = Execution(store, folder, max_parallel, observer, follower, supervision, places)
+        try:
+            interrupted = execution.round(study.chosen, _todo(chosen, rerun, observer))
+            while ablation.study.more_seeds and not interrupted:
+                with _exclusively(folder, observer):
+                    if not study.add_seeds():
                         break
-                    observer.finished()
-                    runs, chosen = more, _chosen(more, only)
-                    keep(store, ablation, _stages(runs))
-                    list_runs(store, name, ablation.source, ablation.overrides, [x for r in runs for x in _listed(r)])
-                    interrupted = execution.round(chosen, _todo(chosen, None, observer))
-            finally:
-                observer.finished()
-            comparison = comparison_of(ablation, runs)
-            for problem in note_comparison(store, ablation, runs, comparison):
-                observer.message(problem)
-            files = _write_results(folder, planned, comparison)
-            files += [file for file in (folder / FROZEN, folder / LOG) if file.exists()]
-            ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, folder)
-            state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
-            complete, whole = "", state == "done" and all(run.status()["state"] in FINAL for run in runs)
-            if whole:
-                named = {(run.arm.name, str(run.seed), run.trained[-1].node.fingerprint) for run in runs}
-                if sync.is_complete(_digest_of_ending(ending, store, report), named):
-                    return replace(ending, mirrored=True)
-            if not interrupted:
-                follower().catch_up()  # the report links to its runs
-                files += report(planned, runs, comparison, store)
-                complete = _digest_of_ending(ending, store, report) if whole else ""
-            note = "" if interrupted else description_with_tables(planned, folder, store)
-            mirrored = close_sync(follower(), state, files, summary(comparison), observer, note, complete)
-            return replace(ending, mirrored=mirrored)
-    except Busy:
-        message = f"{name} is being run by another process; `{ablation.command('status', store)}` shows how far it is"
-        raise InputError(Problem(message, "study")) from None
+                interrupted = execution.round(study.chosen, _todo(study.chosen, None, observer))
+        finally:
+            observer.finished()
+        with _exclusively(folder, observer):
+            return study.end(interrupted, sync, follower, report)
+
+
+@dataclass
+class _StudyRun:
+    """The parts of a study's run, in their order."""
+
+    planned: Plan
+    store: Store
+    observer: Observer
+    runs: list[Run]
+    chosen: list[Run]
+    only: str | None
+
+    @property
+    def ablation(self) -> Ablation:
+        return self.planned.ablation
+
+    @property
+    def folder(self) -> Path:
+        return self.store.study(self.ablation.study.study)
+
+    def set_aside(self, changes: Sequence[str]) -> None:
+        """Keep the results of other settings as an earlier version. Raises InputError while somebody computes them."""
+        name = self.ablation.study.study
+        if others(self.folder, None):
+            status = self.ablation.command("status", self.store)
+            message = f"{name} is being run with other settings by another process; `{status}` shows how far it is"
+            raise InputError(Problem(message, "study"))
+        kept = set_aside(self.store, name)
+        self.observer.message(f"What was trained otherwise is kept as {kept}: {'; '.join(map(str, changes))}.")
+
+    def prepare(self, rerun: Rerun | None) -> None:
+        """Register the study and its analysis, and prepare its data. Raises InputError."""
+        ablation, store, observer = self.ablation, self.store, self.observer
+        for problem in damage_of(store, ablation.study.study):
+            observer.message(problem)
+        self._register_runs()
+        for problem in register_analysis(store, ablation, self.runs):
+            observer.message(problem)
+        is_stored = bool(ablation.identities)  # then only the texts of pending runs are read
+        ended = {run.name for run in self.chosen if is_stored and not rerun and run.status()["state"] in FINAL}
+        reading = [run for run in self.chosen if run.name not in ended]
+        try:
+            experiments = [run.experiment_at(step) for run in reading for step in run.trained]
+            prepare_data(experiments, store, observer, is_stored)
+            check_held_out(ablation, store)
+            check_leaks(ablation, store)
+        except BaseException:
+            observer.finished()
+            raise
+
+    def _register_runs(self) -> None:
+        ablation, store, name = self.ablation, self.store, self.ablation.study.study
+        keep(store, ablation, _stages(self.runs))
+        list_runs(
+            store, name, ablation.source, ablation.overrides, [each for run in self.runs for each in _listed(run)]
+        )
+
+    def report_others(self, coordinator: str) -> None:
+        """Report that other processes run the study too."""
+        if names := others(self.folder, coordinator):
+            count = "another process runs" if len(names) == 1 else f"{len(names)} other processes run"
+            self.observer.message(f"{count} this study too ({some(names)}); each run is computed once.")
+
+    def add_seeds(self) -> bool:
+        """Add the seeds that the results so far ask for; returns False where there are none."""
+        more = runs_of(self.ablation, self.store)
+        if len(more) == len(self.runs):
+            return False
+        self.observer.finished()
+        self.runs, self.chosen = more, _chosen(more, self.only)
+        self._register_runs()
+        return True
+
+    def records(self) -> list[RunRecord]:
+        """The runs for MLflow."""
+        check_exists(self.store)  # MLflow would create a new store in its place
+        places = {arm.name: place for place, arm in enumerate(self.ablation.arms)}
+        styles = arm_styles(self.ablation)
+        return [record(run, places[run.arm.name], styles[run.arm.name].colour) for run in self.runs]
+
+    def end(self, interrupted: bool, sync: MlflowSync, follower: Callable[[], SyncThread], report: Report) -> Finished:
+        """Write comparison and report, and bring MLflow up to date."""
+        ablation, store, runs, folder = self.ablation, self.store, self.runs, self.folder
+        comparison = comparison_of(ablation, runs)
+        for problem in note_comparison(store, ablation, runs, comparison):
+            self.observer.message(problem)
+        files = _write_results(folder, self.planned, comparison)
+        files += [file for file in (folder / FROZEN, folder / LOG) if file.exists()]
+        ending = Finished(self.planned, tuple(runs), tuple(self.chosen), comparison, interrupted, folder)
+        state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
+        complete, whole = "", state == "done" and all(run.status()["state"] in FINAL for run in runs)
+        if whole:
+            named = {(run.arm.name, str(run.seed), run.trained[-1].node.fingerprint) for run in runs}
+            if sync.is_complete(_digest_of_ending(ending, store, report), named):
+                return replace(ending, mirrored=True)
+        if not interrupted:
+            follower().catch_up()  # the report links to its runs
+            files += report(self.planned, runs, comparison, store)
+            complete = _digest_of_ending(ending, store, report) if whole else ""
+        note = "" if interrupted else description_with_tables(self.planned, folder, store)
+        mirrored = close_sync(follower(), state, files, summary(comparison), self.observer, note, complete)
+        return replace(ending, mirrored=mirrored)
+
+
+@contextmanager
+def _exclusively(folder: Path, observer: Observer) -> Iterator[None]:
+    """Hold the lock of a study's folder, for preparing and ending; waits while another process has it."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / "lock", patience=1.0))
+        except Busy:
+            observer.message("another process prepares or ends this study; waiting for it")
+            stack.enter_context(locked(folder / "lock", patience=-1.0))
+        yield
 
 
 def open_sync(
@@ -280,7 +361,7 @@ def prepare_data(
             seen.add((examples, 0))
 
 
-def _todo(runs: list[Run], rerun: Rerun | None, observer: Observer) -> list[Work]:
+def _todo(runs: list[Run], rerun: Rerun | None, observer: Observer) -> list[Todo]:
     """The stages to execute, each computation once, parents before children.
 
     Children of a repeated stage are repeated; children of a stage that did not end well are left out. A stage that is
@@ -288,7 +369,7 @@ def _todo(runs: list[Run], rerun: Rerun | None, observer: Observer) -> list[Work
     """
     for line in left_out(runs) if rerun != "failed" else ():
         observer.message(line)
-    todo: dict[str, Work] = {}
+    todo: dict[str, Todo] = {}
     repeated: set[str] = set()
     lost: set[str] = set()
     skipped: dict[str, set[str]] = {"failed": set(), "stale": set()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lit_llm.experiment.cost import COST_FIGURES, cost_of
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
+from lit_llm.launch.devices import machine_slots
 from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.stage_config import save_stage_config
 from lit_llm.runs.stage_graph import StageNode
@@ -20,11 +21,11 @@ from lit_llm.store.disk import DiskError
 from lit_llm.store.files import Damaged
 from lit_llm.store.garbage_collection import list_runs
 from lit_llm.store.store import FINAL, Busy, Stage, Store, read_json, read_metrics
-from lit_llm.studies.execute import disk_problem_of, note_end, report_news
 from lit_llm.studies.load import Arm
 from lit_llm.studies.mlflow_runs import record
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.runs import Run, StoredStage, last_metrics
+from lit_llm.studies.stage_executor import disk_problem_of, note_end
 from lit_llm.studies.supervise import Supervision, Supervisor
 from lit_llm.sweeps.samplers import progress
 from lit_llm.sweeps.storage import storage_errors
@@ -33,7 +34,6 @@ from lit_llm.sweeps.trial import Ended, Trial
 from lit_llm.sweeps.trials import Trials
 from lit_llm.tracking.address import without_secrets
 from lit_llm.tracking.mlflow_sync import RunRecord
-from lit_llm.tracking.sync_thread import SyncThread
 
 _REFRESH_SECONDS = 1.0
 """Seconds between two readings of the storage, which may hold a trial that another coordinator left."""
@@ -80,22 +80,31 @@ class Coordinator:
             self.seen = self.trials.all()
         return self.seen
 
-    def run(self, max_parallel: int, follower: SyncThread) -> bool:
-        """Run until every arm has its trials. Returns whether it was interrupted."""
+    def poll(self) -> None:
+        """Report the trials that have ended since the last poll."""
+        self.observer.poll()
+        if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
+            self._report_ended()
+
+    def run(self, max_parallel: int, news: Callable[[], None] = lambda: None, waits: bool = True) -> bool:
+        """Run until every arm has its trials. Returns whether it was interrupted.
+
+        news: called regularly. waits: wait for the trials of others, and take them over where those die; else end once
+        no further trial can be drawn.
+        """
         self._reported = {trial.name for trial in self.seen if trial.state != "running"}
         if not self.search.trains:
-            return self._run_without_training(follower)
+            return self._run_without_training(news)
 
         def poll() -> None:
-            self.observer.poll()
-            report_news(follower, self.observer)
-            if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
-                self._report_ended()
+            self.poll()
+            news()
 
+        use_gpus = any(arm.may_use_gpu for arm in self.search.ablation.arms)
         try:
             run_tasks(
-                self._tasks(),
-                max_parallel=max_parallel,
+                self._tasks(waits),
+                max_parallel=machine_slots(max_parallel, use_gpus),
                 preload=preloaded(),
                 on_finish=self._finish,
                 on_question=self._answer,
@@ -114,7 +123,7 @@ class Coordinator:
             self._report_ended()
         return False
 
-    def _run_without_training(self, follower: SyncThread) -> bool:
+    def _run_without_training(self, news: Callable[[], None]) -> bool:
         """Run a search whose goals are figures of the cost, without training."""
         try:
             while (trial := self.trials.next()) is not None or not self.trials.over:
@@ -123,10 +132,8 @@ class Coordinator:
                     continue
                 cost = cost_of(self.search.experiment(trial.arm, trial.point))
                 self.trials.finish(trial, "done", [COST_FIGURES[goal](cost) for goal in self.search.goals])
-                if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
-                    self._report_ended()
-                    self.observer.poll()
-                    report_news(follower, self.observer)
+                self.poll()
+                news()
         except KeyboardInterrupt:
             return True
         finally:
@@ -141,7 +148,7 @@ class Coordinator:
 
     # --- trials as tasks -------------------------------------------------------------------------------------------
 
-    def _tasks(self) -> Iterator[Task | None]:
+    def _tasks(self, waits: bool) -> Iterator[Task | None]:
         last_empty = -_REFRESH_SECONDS
         while True:
             trial = self.waiting.pop() if self.waiting else None
@@ -149,7 +156,7 @@ class Coordinator:
                 trial = self.trials.next()
                 if trial is None:
                     last_empty = time.monotonic()
-                    if not (self.running or self.waiting) and self.trials.over:
+                    if not (self.running or self.waiting) and (not waits or self.trials.over):
                         return
             if trial is None:
                 yield None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from lit_llm.config.metrics import TRAIN_LOSS
@@ -13,6 +14,8 @@ from lit_llm.runs.fingerprints import pretrain_fingerprint
 from lit_llm.store.disk import check_exists, disk_errors
 from lit_llm.store.store import Busy, Store, locked
 from lit_llm.studies.disk_space import check_free_space
+from lit_llm.studies.execute import report_news
+from lit_llm.studies.launched import Places
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.preflight import check_held_out, check_kernels, check_leaks
@@ -20,6 +23,7 @@ from lit_llm.studies.run import Finished, Report, Rerun, close_sync, open_sync, 
 from lit_llm.studies.supervise import Supervision
 from lit_llm.sweeps.confirmation import Summary, confirmation_study, summary, write_best
 from lit_llm.sweeps.coordinator import Coordinator, SweepObserver
+from lit_llm.sweeps.places import SweepManifest, follow_trials
 from lit_llm.sweeps.sweep import Search
 from lit_llm.sweeps.trial import Trial
 from lit_llm.sweeps.trials import Trials
@@ -70,6 +74,7 @@ def run_sweep(
     rerun: Rerun | None = None,
     report: Report = lambda *_: (),
     supervision: Supervision = Supervision(),
+    places: Places | None = None,
 ) -> Searched:
     """Search every arm to its number of trials, then compare each arm's best setting over fresh seeds.
 
@@ -85,6 +90,7 @@ def run_sweep(
         rerun: As for `run_study`.
         report: As for `run_study`.
         supervision: As for `run_study`.
+        places: As for `run_study`.
 
     Returns:
         The trials, and the study of the best settings where the sweep has one.
@@ -95,7 +101,9 @@ def run_sweep(
         DiskError: As for `run_study`.
     """
     store.check()
-    if search.trains:
+    if places is not None:
+        places.check()
+    elif search.trains:
         check_kernels(search.ablation)
     planned = plan(search.ablation, log=observer.message, built=search.trains, store=store)
     planned.check()
@@ -105,7 +113,7 @@ def run_sweep(
         arms = [(arm.experiment, store.stage(pretrain_fingerprint(arm.experiment))) for arm in search.ablation.arms]
         check_free_space(store, [(experiment, "pretrain", stage) for experiment, stage in arms], max_parallel)
     store.open()
-    with disk_errors(store) as disk, trials.coordinating(rerun):
+    with disk_errors(store) as disk, trials.coordinating(rerun, trains=places is None):
         coordinator = Coordinator(search, store, trials, observer, supervision)
 
         def records() -> list[RunRecord]:
@@ -113,6 +121,7 @@ def run_sweep(
             return [record for trial in coordinator.seen for record in coordinator.records(trial)]
 
         follower = SyncThread(sync, records)
+        news = partial(report_news, follower, observer)
         interrupted = True
         try:
             if search.trains:
@@ -123,7 +132,11 @@ def run_sweep(
                 check_leaks(search.ablation, store)
             observer.searching(search, coordinator.refresh(), max_parallel)
             disk.started = True
-            interrupted = coordinator.run(max_parallel, follower)
+            if places is None:
+                interrupted = coordinator.run(max_parallel, news)
+            else:
+                manifest = SweepManifest(search.name, storage, max_parallel, supervision)
+                interrupted = follow_trials(places, manifest, coordinator, news)
         finally:
             observer.finished()
             seen = coordinator.refresh()
@@ -137,7 +150,9 @@ def run_sweep(
     if interrupted:
         return ended
     ended = replace(ended, best=write_best(search, summaries, trials.folder))
-    return _with_confirmation(ended, trials.folder, store, observer, max_parallel, tracking, rerun, report, supervision)
+    return _with_confirmation(
+        ended, trials.folder, store, observer, max_parallel, tracking, rerun, report, supervision, places
+    )
 
 
 def _with_confirmation(
@@ -150,6 +165,7 @@ def _with_confirmation(
     rerun: Rerun | None,
     report: Report,
     supervision: Supervision,
+    places: Places | None,
 ) -> Searched:
     path = confirmation_study(ended.search, ended.summaries, folder)
     if path is None:
@@ -168,6 +184,7 @@ def _with_confirmation(
                 report=report,
                 supervision=supervision,
                 new_version=True,  # a continued search may have better settings
+                places=places,
             )
             return replace(ended, winners=winners)
     except Busy:

@@ -18,6 +18,9 @@ RUN, PRUNE_DECIDED, ENDED, RETRY = "run", "given_up", "ended", "retry_of"
 the failed trial that it repeats. Each is one write, so that none is ever stored in part. `given_up` is the name under
 which Optuna's storage holds the decision to prune a trial."""
 
+EXHAUSTED = "exhausted"
+"""Attribute of an arm's study: reason why it has no further trial."""
+
 
 @dataclass(frozen=True)
 class Trial:

@@ -12,10 +12,6 @@ trial over: the stages of its runs go on from their checkpoints. Only this file 
 
 from __future__ import annotations
 
-import os
-import re
-import socket
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,13 +25,14 @@ from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import pretrain_fingerprint
 from lit_llm.runs.provenance import provenance, provenance_digest
 from lit_llm.store.files import Damaged
-from lit_llm.store.store import Store, held, is_locked, locked, read_json, write_json
+from lit_llm.store.store import Store, held, read_json, write_json
+from lit_llm.studies.coordinators import coordinating, is_alive, others
 from lit_llm.studies.stored import STORED, SWEEP
 from lit_llm.sweeps import storage
 from lit_llm.sweeps.samplers import make_pruner, make_sampler
 from lit_llm.sweeps.space import ArmSpace, Dimension, Point, Value
 from lit_llm.sweeps.sweep import Search, content_of_search
-from lit_llm.sweeps.trial import ENDED, NOT_COUNTED, PRUNE_DECIDED, RETRY, RUN, Ended, Trial, read_trial
+from lit_llm.sweeps.trial import ENDED, EXHAUSTED, NOT_COUNTED, PRUNE_DECIDED, RETRY, RUN, Ended, Trial, read_trial
 from lit_llm.tracking.address import without_secrets
 
 if TYPE_CHECKING:
@@ -67,8 +64,6 @@ class Trials:
         self._feasible_points: dict[str, list[tuple[Point, str]] | None] = {}
         """{arm: feasible points of its space, each with its first fingerprint}; None for a large space."""
         self._me: str | None = None
-        self.exhausted: dict[str, str] = {}
-        """{arm: reason why it has no further trial}."""
         note = self._read_note()
         if note is None and (self.folder / STORED).exists():
             message = f"{search.name} is the name of a study in this store; give the sweep another"
@@ -99,6 +94,13 @@ class Trials:
         message = f"is damaged, and there is no {self.journal.name} beside it: the trials are in a database. Give its "
         message += "--storage again, or remove the file to begin the search anew"
         raise InputError(Problem(message, location=SourceLocation(str(file))))
+
+    @property
+    def exhausted(self) -> dict[str, str]:
+        """{arm: reason why it has no further trial}, of all coordinators."""
+        studies = {arm: self.study(arm) for arm in self.search.spaces}
+        reasons = {arm: study.user_attrs.get(EXHAUSTED) for arm, study in studies.items() if study is not None}
+        return {arm: reason for arm, reason in reasons.items() if reason}
 
     @property
     def address(self) -> str:
@@ -152,29 +154,28 @@ class Trials:
     # --- coordinating --------------------------------------------------------------------------------------------
 
     @contextmanager
-    def coordinating(self, rerun: str | None = None) -> Iterator[None]:
+    def coordinating(self, rerun: str | None = None, trains: bool = True) -> Iterator[None]:
         """Begin or continue the search. In the context this process may draw trials and leases those it runs.
 
-        rerun: "failed" draws failed trials again; "stale" begins anew if the trials are of other code. Raises
-        InputError if the search, its code, device or threads differ from those that were begun under this name.
+        rerun: "failed" draws failed trials again; "stale" begins anew if the trials are of other code. trains: this
+        machine trains; else its device and code are not compared with those of the trials. Raises InputError if the
+        search, its code, device or threads differ from those that were begun under this name.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        me = f"{re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        lock = self.folder / "coordinators" / f"{me}.lock"
-        with locked(lock):
+        with coordinating(self.folder) as me:
             self._me = me
             with self._drawing_lock():
-                self._check_origins(begin_anew=rerun == "stale")
+                if trains or rerun == "stale":
+                    self._check_origins(begin_anew=rerun == "stale")
                 for arm in self.search.spaces:
-                    self._begin(arm, rerun)
+                    self._begin(arm, rerun, trains)
                 write_json(self.folder / SWEEP, self._note | content_of_search(self.search), signed=True)
             try:
                 yield
             finally:
                 self._me = None
-        lock.unlink(missing_ok=True)
 
-    def _begin(self, arm: str, rerun: str | None) -> None:
+    def _begin(self, arm: str, rerun: str | None, trains: bool) -> None:
         import optuna
 
         search = self.search
@@ -193,7 +194,8 @@ class Trials:
             message = f"another search was begun under this name ({changed} changed); give the sweep another name"
             raise InputError(Problem(message, "sweep"))
         study.set_user_attr("identity", search.identity())
-        if search.trains:
+        study.set_user_attr(EXHAUSTED, None)
+        if search.trains and trains:
             study.set_user_attr("origin", _provenance_digest(search.ablation.arm(arm).experiment))
         if not study.user_attrs.get("begun"):
             for point in search.firsts[arm]:
@@ -227,8 +229,7 @@ class Trials:
             )
             message += "a search does not mix two; `--rerun stale` begins anew, or give the sweep another name"
             raise InputError(Problem(message, "sweep"))
-        others = [lock for lock in self.folder.glob("coordinators/*.lock") if lock.stem != self._me and is_locked(lock)]
-        if others:
+        if others(self.folder, self._me):
             message = f"another process works on {self.search.name} with other code; stop it before you begin anew"
             raise InputError(Problem(message, "--rerun"))
         self._put_aside()
@@ -251,30 +252,39 @@ class Trials:
             for trial in trials:
                 if not (trial.settled or self._is_leased(trial)) and (taken := self._take_over(trial)) is not None:
                     return taken
-            counted = {arm: sum(trial.arm == arm and trial.counts for trial in trials) for arm in self.search.spaces}
-            for arm in sorted(counted, key=lambda arm: counted[arm]):
-                wanting = counted[arm] < self.search.sweep.trials and arm not in self.exhausted
-                if wanting and (drawn := self._draw(arm)) is not None:
+            wanting, exhausted = self._wanting(trials), self.exhausted
+            for arm in sorted(wanting, key=lambda arm: wanting[arm], reverse=True):
+                if arm not in exhausted and (drawn := self._draw(arm)) is not None:
                     return drawn
         return None
+
+    def _wanting(self, trials: Sequence[Trial]) -> dict[str, int]:
+        """{arm: trials that its budget still has}, of the arms with any."""
+        left = {
+            arm: self.search.sweep.trials - sum(trial.arm == arm and trial.counts for trial in trials)
+            for arm in self.search.spaces
+        }
+        return {arm: count for arm, count in left.items() if count > 0}
 
     @property
     def over(self) -> bool:
         """Whether every arm has all its trials, and all have ended."""
-        for arm in self.search.spaces:
-            counted = [trial for trial in self.of(arm) if trial.counts]
-            if any(trial.state == "running" for trial in counted):
-                return False
-            if arm not in self.exhausted and len(counted) < self.search.sweep.trials:
-                return False
-        return True
+        trials = self.all()
+        running = any(trial.counts and trial.state == "running" for trial in trials)
+        return not running and self._wanting(trials).keys() <= self.exhausted.keys()
+
+    @property
+    def can_draw(self) -> bool:
+        """A trial could be drawn, or taken over from a coordinator that is gone."""
+        trials = self.all()
+        lost = any(not (trial.settled or self._is_leased(trial)) for trial in trials)
+        return lost or not self._wanting(trials).keys() <= self.exhausted.keys()
 
     def _is_leased(self, trial: Trial) -> bool:
         """Whether a live coordinator runs the trial."""
         if trial.coordinator is None:
             return False
-        lock = self.folder / "coordinators" / f"{trial.coordinator}.lock"
-        return trial.coordinator == self._me or is_locked(lock)
+        return trial.coordinator == self._me or is_alive(self.folder, trial.coordinator)
 
     def _take_over(self, trial: Trial) -> Trial | None:
         """Take over a trial whose coordinator is gone; None where it has ended, which is then recorded in Optuna."""
@@ -311,7 +321,7 @@ class Trials:
                     study.enqueue_trial(dict(untried[(number * 7919) % len(untried)]))
             if (trial := self._attempt(space, study, seen)) is not None:
                 return trial
-        self.exhausted[arm] = f"{arm}: {why}"
+        study.set_user_attr(EXHAUSTED, f"{arm}: {why}")
         return None
 
     def _attempt(self, space: ArmSpace, study: optuna.Study, seen: Mapping[str, Trial]) -> Trial | None:

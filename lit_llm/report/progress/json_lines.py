@@ -79,6 +79,9 @@ class Lines(Observer):
                     self._interrupted.pop((run.name, step.node.fingerprint), None)
         self.write("retried", run=name)
 
+    def places(self, launcher: str, words: str) -> None:
+        self.write("places", launcher=launcher, places=words)
+
     def preparing(self, what: str, done: int, total: int) -> None:
         if self._is_due(what, done) or done == total:
             self.write("preparing", what=what, done=done, total=total or None)

@@ -59,6 +59,9 @@ class Progressing(Observer):
             self.message(f"{name}: no progress for {text.duration(seconds)}; if that goes on, it is stopped")
         self._silent[name] = seconds
 
+    def places(self, launcher: str, words: str) -> None:
+        self.console.print(f"places ({launcher}): {words}", style="dim", highlight=False)
+
     def restarting(self, name: str) -> None:
         self._retries[name] += 1
 

@@ -1,0 +1,40 @@
+"""Processes that work on one study or sweep at the same time: each holds a lock of its own for its life."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lit_llm.store.store import is_locked, locked
+
+FOLDER = "coordinators"
+
+
+@contextmanager
+def coordinating(folder: Path) -> Iterator[str]:
+    """Hold a coordinator's lock in the folder of a study or sweep. Yields the coordinator's name."""
+    name = f"{re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    lock = _lock_of(folder, name)
+    with locked(lock):
+        yield name
+    lock.unlink(missing_ok=True)
+
+
+def is_alive(folder: Path, name: str) -> bool:
+    """The lock of this coordinator is held, so its process lives."""
+    return is_locked(_lock_of(folder, name))
+
+
+def others(folder: Path, name: str | None) -> list[str]:
+    """Names of the living coordinators, without the given one."""
+    locks = sorted((folder / FOLDER).glob("*.lock"))
+    return [lock.stem for lock in locks if lock.stem != name and is_locked(lock)]
+
+
+def _lock_of(folder: Path, name: str) -> Path:
+    return folder / FOLDER / f"{name}.lock"

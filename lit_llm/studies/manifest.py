@@ -1,0 +1,71 @@
+"""The list of stages that the places of an engine compute, and the work of one place on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config.problems import InputError, Problem, SourceLocation
+from lit_llm.launch.devices import machine_slots
+from lit_llm.store.store import Store, read_json, write_json
+from lit_llm.studies.launched import Places, Progress
+from lit_llm.studies.observer import Observer
+from lit_llm.studies.stage_executor import StageExecutor, StageQueue, Work
+from lit_llm.studies.supervise import Supervision
+
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Stages for places. Their configurations are frozen in the store, so later edits of files change nothing."""
+
+    stages: tuple[Work, ...]
+    max_parallel: int
+    """Stages at once in each place."""
+    supervision: Supervision
+
+    def write(self, file: Path) -> None:
+        content: dict[str, Any] = {"stages": [asdict(work) for work in self.stages], "max_parallel": self.max_parallel}
+        write_json(file, content | {"supervision": asdict(self.supervision)}, signed=True)
+
+    @classmethod
+    def read(cls, file: Path) -> Manifest:
+        """Read a manifest. Raises InputError for a damaged or missing file."""
+        content = read_json(file)
+        if content is None:
+            raise InputError(Problem("there is no manifest", location=SourceLocation(str(file))))
+        stages = tuple(Work(**{**each, "parents": tuple(each["parents"])}) for each in content["stages"])
+        return cls(stages, content["max_parallel"], Supervision(**content["supervision"]))
+
+
+def follow_stages(
+    places: Places, study: Path, manifest: Manifest, store: Store, observer: Observer, poll: Callable[[], None]
+) -> bool:
+    """Have places compute the stages of a manifest; returns whether it was interrupted."""
+    queue, total = StageQueue(store, manifest.stages), len(manifest.stages)
+
+    def command(folder: Path) -> list[str]:
+        manifest.write(folder / FILE)
+        return ["work", str(folder / FILE), "--store", str(store.root)]
+
+    def progress() -> Progress:
+        can_begin = queue.first() is not None
+        return Progress(total - len(queue.waiting), not queue.waiting, can_begin)
+
+    return places.follow(study, command, progress, observer, poll)
+
+
+def work_on(file: Path, store: Store, observer: Observer) -> bool:
+    """Compute stages of a manifest until none is left for this place; returns whether it was interrupted."""
+    manifest = Manifest.read(file)
+    return StageExecutor(
+        store,
+        manifest.stages,
+        slots=machine_slots(manifest.max_parallel),
+        observer=observer,
+        supervision=manifest.supervision,
+        waits=False,
+    ).execute()

@@ -1,0 +1,157 @@
+"""Executes stages in parallel processes of this machine, each stage after its parents.
+
+Other processes, here or on other machines that share the store, may execute stages of the same list: a stage that
+another one has claimed is left to it, and its result counts as if it were from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
+from lit_llm.runs.worker import preloaded, run_stage
+from lit_llm.store.disk import DiskError, check_exists
+from lit_llm.store.store import FINAL, Busy, Stage, Store
+from lit_llm.studies.observer import Observer
+from lit_llm.studies.runs import Run, StoredStage
+from lit_llm.studies.supervise import Supervision, Supervisor
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage to be computed, by its fingerprint. Its configuration is in the store."""
+
+    name: str
+    """Name of the first run that needs it, for people."""
+    fingerprint: str
+    parents: tuple[str, ...] = ()
+    """Fingerprints of the stages whose results it begins with."""
+    threads: int = 1
+
+    @classmethod
+    def of(cls, run: Run, step: StoredStage) -> Work:
+        """The work of a run's stage."""
+        execution = run.experiment_at(step).section(step.node.after).training.execution
+        return cls(run.name_at(step), step.node.fingerprint, tuple(step.node.parents), execution.threads)
+
+
+class StageQueue:
+    """Stages that have not ended, as the store shows them; several processes may take from the same stages."""
+
+    def __init__(self, store: Store, todo: Sequence[Work]) -> None:
+        self.store, self.waiting, self.taken = store, list(todo), dict[str, Work]()
+
+    def take(self) -> Work | None:
+        """Take the next stage that can begin: its parents are done, and no other process works on it."""
+        work = self.first()
+        if work is not None:
+            self.waiting.remove(work)
+            self.taken[work.fingerprint] = work
+        return work
+
+    def first(self) -> Work | None:
+        """The next stage that can begin. Stages that have ended, or never can begin, leave the queue."""
+        coming = self.taken.keys() | {work.fingerprint for work in self.waiting}
+        for work in [*self.waiting]:
+            state = self.store.stage(work.fingerprint).status()["state"]
+            unfinished = self._unfinished_parents(work)
+            if state in (*FINAL, "failed", "out_of_memory") or not unfinished <= coming:
+                self.waiting.remove(work)
+                coming.discard(work.fingerprint)
+            elif state != "running" and not unfinished:
+                return work
+        return None
+
+    def put_back(self, work: Work) -> None:
+        """Queue a taken stage again, behind the others."""
+        self.waiting.append(work)
+
+    def _unfinished_parents(self, work: Work) -> set[str]:
+        return {name for name in work.parents if self.store.stage(name).status()["state"] != "done"}
+
+
+class StageExecutor:
+    """Executes a list of stages on this machine until each has ended, here or elsewhere."""
+
+    def __init__(
+        self,
+        store: Store,
+        todo: Sequence[Work],
+        *,
+        slots: Sequence[Mapping[str, str]],
+        observer: Observer,
+        supervision: Supervision,
+        poll: Callable[[], None] = lambda: None,
+        waits: bool = True,
+    ) -> None:
+        """waits: wait for stages that others execute, and take them over where those die; else leave them."""
+        self.store, self.slots, self.observer, self.poll, self.waits = store, slots, observer, poll, waits
+        self.supervisor = Supervisor(store, supervision, observer)
+        self.grace_seconds = supervision.grace_seconds
+        self.queue = StageQueue(store, todo)
+
+    def execute(self) -> bool:
+        """Execute all stages; returns whether it was interrupted."""
+        try:
+            run_tasks(
+                self._tasks(),
+                max_parallel=self.slots,
+                preload=preloaded(),
+                on_start=lambda task: self.observer.stage_started(task.name),
+                on_finish=self._finish,
+                on_poll=self.poll,
+                to_stop=self.supervisor.to_stop,
+                grace_seconds=self.grace_seconds,
+            )
+        except Interrupted:
+            return True
+        return False
+
+    def _tasks(self) -> Iterator[Task | None]:
+        while True:
+            if (work := self.queue.take()) is not None:
+                yield self._task(work)
+            elif self.queue.taken or (self.queue.waiting and self.waits):  # a running stage may be restarted
+                yield None
+            else:
+                return
+
+    def _task(self, work: Work) -> Task:
+        log = self.store.stage(work.fingerprint).log_file
+        return Task(work.name, run_stage, (self.store.root, work.fingerprint), log=log, threads=work.threads)
+
+    def _finish(self, outcome: Outcome) -> None:
+        work = self.queue.taken.pop(outcome.task.arguments[1])
+        stage = self.store.stage(work.fingerprint)
+        note_end(stage, outcome, self.observer)
+        self.observer.stage_ended(outcome.task.name, outcome.value or outcome.error or outcome.status)
+        if self.supervisor.restart(outcome) or outcome.value == "running":
+            self.queue.put_back(work)  # behind the others: they may be what has taken its memory
+
+
+def note_end(stage: Stage, outcome: Outcome, observer: Observer) -> None:
+    """Record why a process ended when it could not do so itself: it was killed, died early, or had no disk.
+
+    Raises DiskError where the store is gone.
+    """
+    if outcome.status not in ("killed", "raised"):
+        return
+    if (problem := disk_problem_of(outcome)) is not None:
+        check_exists(stage.store)  # writing would create a new store in its place
+        observer.message(f"{outcome.task.name}: {problem}")  # the process has recorded it, or could not
+        return
+    with suppress(Busy), stage.claim():  # Busy: another study goes on with the stage
+        if stage.result() is None:
+            # A kill can be answered by going on from the last checkpoint; an error would only come again.
+            state: Literal["interrupted", "failed"] = "interrupted" if outcome.status == "killed" else "failed"
+            stage.set_state(state, outcome.error, outcome.traceback)
+
+
+def disk_problem_of(outcome: Outcome) -> str | None:
+    """The disk error that ended a process; None where it ended for another reason."""
+    kind = f"{DiskError.__name__}: "
+    raised = outcome.status == "raised" and outcome.error is not None and outcome.error.startswith(kind)
+    return outcome.error.removeprefix(kind) if raised and outcome.error else None

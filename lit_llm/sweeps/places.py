@@ -1,0 +1,73 @@
+"""The search of a sweep on places of an engine: each place draws trials from the one budget and trains them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lit_llm.config.problems import InputError, Problem, SourceLocation
+from lit_llm.store.store import Store, read_json, write_json
+from lit_llm.studies.launched import Places, Progress
+from lit_llm.studies.supervise import Supervision
+from lit_llm.sweeps.coordinator import Coordinator, SweepObserver
+from lit_llm.sweeps.sweep import open_sweep
+from lit_llm.sweeps.trials import Trials
+
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class SweepManifest:
+    """A search for places. The sweep itself is frozen in the store."""
+
+    sweep: str
+    """Name of the sweep."""
+    storage: str | None
+    """URL of the trials' database; None: the store's journal."""
+    max_parallel: int
+    """Trials at once in each place."""
+    supervision: Supervision
+
+    def write(self, file: Path) -> None:
+        """Write the manifest, which only its owner may read: a URL may have a password."""
+        write_json(file, asdict(self), signed=True)
+        file.chmod(0o600)
+
+    @classmethod
+    def read(cls, file: Path) -> SweepManifest:
+        """Read a manifest. Raises InputError for a damaged or missing file."""
+        content = read_json(file)
+        if content is None:
+            raise InputError(Problem("there is no manifest", location=SourceLocation(str(file))))
+        return cls(**{**content, "supervision": Supervision(**content["supervision"])})
+
+
+def follow_trials(places: Places, manifest: SweepManifest, coordinator: Coordinator, news: Callable[[], None]) -> bool:
+    """Have places run the trials of a sweep; returns whether it was interrupted."""
+    trials, root = coordinator.trials, coordinator.store.root
+
+    def command(folder: Path) -> list[str]:
+        manifest.write(folder / FILE)
+        return ["work", str(folder / FILE), "--store", str(root)]
+
+    def progress() -> Progress:
+        ended = sum(trial.state != "running" for trial in coordinator.seen)
+        return Progress(ended, trials.over, trials.can_draw)
+
+    def poll() -> None:
+        coordinator.poll()
+        news()
+
+    return places.follow(trials.folder, command, progress, coordinator.observer, poll)
+
+
+def draw_on(file: Path, store: Store, observer: SweepObserver) -> bool:
+    """Run trials of a sweep until none is left for this place; returns whether it was interrupted."""
+    manifest = SweepManifest.read(file)
+    search = open_sweep(manifest.sweep, (), store)
+    trials = Trials(search, store, manifest.storage)
+    with trials.coordinating():
+        coordinator = Coordinator(search, store, trials, observer, manifest.supervision)
+        coordinator.refresh()
+        return coordinator.run(manifest.max_parallel, waits=False)
