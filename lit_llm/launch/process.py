@@ -258,14 +258,20 @@ def _start(
     return process, process.pid, ours
 
 
+def import_path() -> dict[str, str]:
+    """Variables that give a new Python this one's import path.
+
+    The working directory is not put before it, as it may hold somebody's ./datasets.py.
+    """
+    return {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONSAFEPATH": "1"}
+
+
 def _ensure_server() -> None:
     """Start the fork server unless it runs. Its children inherit its environment."""
     started_with = {
         # An imported library must start no thread pool: a fork would copy the pool without its threads.
         **dict.fromkeys(THREAD_VARIABLES, "1"),
-        # The coordinator's import path, and not the working directory before it: somebody's ./datasets.py, say.
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        "PYTHONSAFEPATH": "1",
+        **import_path(),
     }
     before = {name: os.environ.get(name) for name in started_with}
     # Blocked, both servers survive a signal to the whole process group, and a child gets its own after `_settle`.
