@@ -30,7 +30,6 @@ class Launcher(StrEnum):
     """Engines that supply places."""
 
     local = "local"
-    slurm = "slurm"
     ray = "ray"
 
 
@@ -181,7 +180,7 @@ def timings(planned: Plan, max_parallel: int, store: Store, measuring: bool) -> 
 
 
 def max_parallel(ablation: Ablation, slots_per_device: int) -> int:
-    """Default number of parallel runs here: one on each GPU (or `slots_per_device`), else as many as the cores allow."""
+    """Default number of parallel runs here: `slots_per_device` on each GPU, else as many as the cores allow."""
     from lit_llm.launch.devices import cores, visible_gpus
 
     gpus = visible_gpus() if any(arm.may_use_gpu for arm in ablation.arms) else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -183,7 +184,7 @@ class _StudyRun:
     def folder(self) -> Path:
         return self.store.study(self.ablation.study.study)
 
-    def set_aside(self, changes: Sequence[str]) -> None:
+    def set_aside(self, changes: Sequence[Problem]) -> None:
         """Keep the results of other settings as an earlier version. Raises InputError while somebody computes them."""
         name = self.ablation.study.study
         if others(self.folder, None):
@@ -275,7 +276,7 @@ def _exclusively(folder: Path, observer: Observer) -> Iterator[None]:
             stack.enter_context(locked(folder / "lock", patience=1.0))
         except Busy:
             observer.message("another process prepares or ends this study; waiting for it")
-            stack.enter_context(locked(folder / "lock", patience=-1.0))
+            stack.enter_context(locked(folder / "lock", patience=math.inf))
         yield
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -150,43 +150,35 @@ def run_sweep(
     if interrupted:
         return ended
     ended = replace(ended, best=write_best(search, summaries, trials.folder))
-    return _with_confirmation(
-        ended, trials.folder, store, observer, max_parallel, tracking, rerun, report, supervision, places
-    )
+
+    def confirm(path: Path) -> Finished:
+        return run_study(
+            replace(load_study(path), identities=search.ablation.identities),
+            store,
+            observer=observer,
+            max_parallel=max_parallel,
+            rerun=rerun,
+            tracking=tracking,
+            report=report,
+            supervision=supervision,
+            new_version=True,  # a continued search may have better settings
+            places=places,
+        )
+
+    return _with_confirmation(ended, trials.folder, store, observer, confirm)
 
 
 def _with_confirmation(
-    ended: Searched,
-    folder: Path,
-    store: Store,
-    observer: SweepObserver,
-    max_parallel: int,
-    tracking: str | None,
-    rerun: Rerun | None,
-    report: Report,
-    supervision: Supervision,
-    places: Places | None,
+    ended: Searched, folder: Path, store: Store, observer: SweepObserver, confirm: Callable[[Path], Finished]
 ) -> Searched:
+    """The result with the confirmation study, run by `confirm`, where the sweep has one."""
     path = confirmation_study(ended.search, ended.summaries, folder)
     if path is None:
         return ended
     observer.comparing(path)
     try:
         with locked(folder / "winners.lock"):
-            study = replace(load_study(path), identities=ended.search.ablation.identities)
-            winners = run_study(
-                study,
-                store,
-                observer=observer,
-                max_parallel=max_parallel,
-                rerun=rerun,
-                tracking=tracking,
-                report=report,
-                supervision=supervision,
-                new_version=True,  # a continued search may have better settings
-                places=places,
-            )
-            return replace(ended, winners=winners)
+            return replace(ended, winners=confirm(path))
     except Busy:
         command = shlex.join(["lit-llm", "status", str(path), *store.option()])
         observer.message(f"another process runs the study of the winners: `{command}`")

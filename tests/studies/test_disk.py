@@ -100,7 +100,7 @@ def test_a_run_whose_disk_is_full_fails_alone_and_the_next_command_goes_on_with_
     stages = stages_of(path, store)
     observer = Looking(lambda: stages)
     with monkeypatch.context() as patch:
-        patch.setattr("lit_llm.studies.execute.run_stage", full_disk.run_stage)
+        patch.setattr("lit_llm.studies.stage_executor.run_stage", full_disk.run_stage)
         finished = execute(path, store, observer)
     assert (states(stages), finished.exit_code) == (["interrupted", "done"], 1)
     assert any("red/seed 620: /" in text and "No space left on device" in text for text in observer.messages)

@@ -152,7 +152,7 @@ def test_a_killed_run_goes_on_in_the_same_command_and_ends_as_if_nothing_had_bee
     path.write_text(long(path.read_text(), 40))
     observer = Silent()
     with monkeypatch.context() as patch:
-        patch.setattr("lit_llm.studies.execute.run_stage", killed.run_stage)
+        patch.setattr("lit_llm.studies.stage_executor.run_stage", killed.run_stage)
         (store.open().root / "kills").write_text("4")
         first = run(path, store, observer)
         assert states(first) == {"red/seed 140": "interrupted", "dec/seed 140": "done"}
@@ -204,7 +204,7 @@ def test_a_run_out_of_memory_goes_on_with_half_the_micro_batch(
 ) -> None:
     """As often as it takes: 4 sequences at once, 2, then 1. The result says so, and is the one that was asked for."""
     path = write_study("memory", "arms: {red: {}}", seeds=[142])
-    monkeypatch.setattr("lit_llm.studies.execute.run_stage", out_of_memory.run_stage)
+    monkeypatch.setattr("lit_llm.studies.stage_executor.run_stage", out_of_memory.run_stage)
     observer = Silent()
     finished = run(path, store, observer)
     result = finished.runs[0].last.result()

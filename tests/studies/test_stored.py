@@ -90,7 +90,7 @@ def test_an_edited_study_is_refused_by_key_and_its_report_stays(
     before = {file: file.read_bytes() for file in place.study("edited").rglob("*") if file.is_file()}
     path.write_text(path.read_text().replace("max_steps: 12", "max_steps: 9"))
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "max_steps" in text)
-    monkeypatch.setattr("lit_llm.studies.execute.run_tasks", fail)
+    monkeypatch.setattr("lit_llm.studies.stage_executor.run_tasks", fail)
     for name in ("report", "run"):
         said = error_of(place, name, path)
         assert f"{path}:{line}: pretrain.training.max_steps: 4 results have 12, here it is 9" in said
@@ -154,7 +154,7 @@ def test_a_new_version_keeps_the_earlier_one_and_both_are_read(
     second = run(path, new_version=True).runs[0].last.fingerprint
     assert [entry.study for entry in studies_of(place).entries] == ["versions@1", "versions"]
     path.unlink()
-    monkeypatch.setattr("lit_llm.studies.execute.run_tasks", fail)
+    monkeypatch.setattr("lit_llm.studies.stage_executor.run_tasks", fail)
     assert [run(name).runs[0].last.fingerprint for name in ("versions@1", "versions")] == [first, second]
     assert "versions@1" in (page := (place.study("versions@1") / "report.html").read_text())
     assert "max_steps: 12" in page
