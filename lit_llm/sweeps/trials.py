@@ -12,9 +12,6 @@ trial over: the stages of its runs go on from their checkpoints. Only this file 
 
 from __future__ import annotations
 
-import os
-import re
-import socket
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +20,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.hashing import fingerprint
+from lit_llm.config.host import process_name
 from lit_llm.config.problems import InputError, Problem, SourceLocation, some
 from lit_llm.config.tree import difference
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import pretrain_fingerprint
 from lit_llm.runs.provenance import provenance, provenance_digest
 from lit_llm.store.files import Damaged
-from lit_llm.store.store import Store, held, is_locked, locked, read_json, write_json
+from lit_llm.store.locks import held, is_locked, locked
+from lit_llm.store.store import Store, read_json, write_json
 from lit_llm.studies.stored import STORED, SWEEP
 from lit_llm.sweeps import storage
 from lit_llm.sweeps.samplers import make_pruner, make_sampler
@@ -159,7 +158,7 @@ class Trials:
         InputError if the search, its code, device or threads differ from those that were begun under this name.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        me = f"{re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        me = f"{process_name()}-{uuid.uuid4().hex[:8]}"
         lock = self.folder / "coordinators" / f"{me}.lock"
         with locked(lock):
             self._me = me

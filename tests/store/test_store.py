@@ -12,18 +12,8 @@ import pytest
 
 from lit_llm.config.problems import InputError
 from lit_llm.store import store as module
-from lit_llm.store.store import (
-    SCHEMA,
-    Busy,
-    MetricsFile,
-    Store,
-    finite,
-    is_locked,
-    locked,
-    read_json,
-    read_metrics,
-    write_json,
-)
+from lit_llm.store.locks import Busy, is_locked, locked
+from lit_llm.store.store import SCHEMA, MetricsFile, Store, finite, read_json, read_metrics, write_json
 
 FORK = multiprocessing.get_context("fork")
 
