@@ -23,7 +23,7 @@ _PROBE = """
 import fcntl, sys
 try:
     fcntl.flock(open(sys.argv[1], "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)
-except OSError:
+except BlockingIOError:
     print("refused")
 """
 """Program of a process that tries to get a kernel lock that its parent holds."""
@@ -44,15 +44,16 @@ def kernel_locks_work(folder: Path) -> bool:
 
 @cache
 def _kernel_locks_work(_device: int, folder: Path) -> bool:
-    from filelock import FileLock
+    import fcntl
 
     path = folder / f".locks-{uuid.uuid4().hex}"
     try:
-        with FileLock(path, timeout=0):
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             command = [sys.executable, "-c", _PROBE, str(path)]
             answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
         return answer.strip() == "refused"
-    except (OSError, NotImplementedError):
+    except OSError:
         return False
     finally:
         path.unlink(missing_ok=True)

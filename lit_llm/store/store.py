@@ -57,6 +57,8 @@ FINAL: tuple[State, ...] = ("done", "diverged")
 """States that are results. The others can be tried again."""
 
 
+PATIENCE = 2.0
+"""Seconds to wait for a stage that another process holds for an instant, as `is_locked` does with a kernel lock."""
 RECORDS = ("metrics.jsonl", "losses.jsonl", "rows.jsonl")
 """Records of a finished stage. Its result has their digests."""
 RECOMPUTE = "`lit-llm run STUDY --rerun failed` computes it again"
@@ -310,8 +312,7 @@ class Stage:
     def claim(self) -> Iterator[None]:
         """Hold the stage, as its next generation. Raises Busy if another process has it."""
         lock = self.folder / "lock"
-        # `is_locked` holds a kernel lock for an instant.
-        with locked(lock, patience=2.0, on_lost=self._lose):
+        with locked(lock, patience=PATIENCE, on_lost=self._lose):
             self._lost = None
             self._claim = make_claim(self.folder, durable=locks_of(lock).kind == "lease")
             try:
