@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lit_llm.config.host import process_name
+
 LENGTH = 16
 """Hexadecimal digits: 64 bits, so a million stages collide with probability 3e-8."""
 
@@ -97,7 +99,7 @@ def kept(name: str, compute: Callable[[], str]) -> str:
 def write_cached(file: Path, text: str) -> None:
     """Write a file of the cache atomically, beside other writers."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    work = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}")
+    work = file.with_name(f"{file.name}.{process_name()}-{threading.get_ident()}")
     work.write_text(text, encoding="utf-8")
     work.replace(file)
 

@@ -10,7 +10,6 @@ Only signatures of held-out documents are kept, about 0.7 kB each; all other doc
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lit_llm.config.host import process_name
 from lit_llm.data.corpora import Documents, Part
 from lit_llm.data.near_duplicate_identity import THRESHOLD
 from lit_llm.data.processes import SIGNING, over_parts
@@ -149,8 +149,8 @@ def _sign(job: _Job, number: int, part: Part) -> int:
         if split != "train" and (minhashes := signature(text)) is not None:
             signatures.append(minhashes)
             validation.append(split == "validation")
-    # Another process, whose coordinator was just killed, may still write the same part.
-    written = job.folder / f".{number:05}.{os.getpid()}.npz"
+    # Another process, of another host or whose coordinator was just killed, may still write the same part.
+    written = job.folder / f".{number:05}.{process_name()}.npz"
     np.savez(
         written,
         signatures=np.array(signatures, dtype=np.uint32).reshape(-1, _BANDS * _ROWS),

@@ -12,6 +12,7 @@ Every folder has the checksums of its files (see `checksums.py`), which are comp
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -44,6 +45,7 @@ from lit_llm.data.sources import (
 from lit_llm.data.splits import SPLITS, content_hash, split_of
 from lit_llm.data.tokenizers import Tokenizer, open_tokenizer, write_tokenizer
 from lit_llm.objectives.config import EOD
+from lit_llm.store.locks import locked
 from lit_llm.store.store import write_json
 
 Progress = Callable[[str, int, int], None]
@@ -296,12 +298,10 @@ def prepared_once(folder: Path, write: Callable[[Path], Mapping[str, str] | None
 
     write: may return checksums that it has computed. It gets the files that an earlier attempt has finished.
     """
-    from filelock import FileLock
-
     if is_complete(folder):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
+    with locked(folder.with_name(f"{folder.name}.lock"), patience=math.inf):
         if is_complete(folder):
             return
         if folder.is_dir():
@@ -318,6 +318,8 @@ def prepared_once(folder: Path, write: Callable[[Path], Mapping[str, str] | None
             _remove_incomplete(work)
             with suppress(OSError):
                 work.rmdir()  # if no file is finished
+            if isinstance(error, OSError) and is_complete(folder):
+                return  # this process was stopped, and another one has finished the folder meanwhile
             if isinstance(error, OSError):
                 raise InputError(disk_problem(error)) from None
             raise

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from lit_llm.config.hashing import digest_of_file
+from lit_llm.config.host import process_name
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data import config
 from lit_llm.data.checksums import damaged
@@ -87,10 +88,10 @@ def tokenise(job: Job, number: int, part: Part) -> int:
     tokens, sorter = dict.fromkeys(SPLITS, 0), _Sorter(job)
     bytes_of, lost = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     hashes = {split: hashlib.sha256() for split in SPLITS}
-    # Another process, whose coordinator was just killed, may still write the same part.
+    # Another process, of another host or whose coordinator was just killed, may still write the same part.
     names = {split: f"{number:05}.{split}.bin" for split in SPLITS}
-    written = {split: job.folder / f".{name}.{os.getpid()}" for split, name in names.items()}
-    contents = job.folder / f".{number:05}.{os.getpid()}.npz"
+    written = {split: job.folder / f".{name}.{process_name()}" for split, name in names.items()}
+    contents = job.folder / f".{number:05}.{process_name()}.npz"
     try:
         with ExitStack() as stack:
             files = {split: stack.enter_context(path.open("wb")) for split, path in written.items()}

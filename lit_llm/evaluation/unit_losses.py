@@ -51,9 +51,9 @@ class UnitLosses:
     """Kind of the units: document or example."""
 
 
-def write_losses(file: Path, losses: Iterable[UnitLosses]) -> None:
-    """Write `losses.jsonl`, whole or not at all."""
-    write_text(file, "".join(_json_line(each) + "\n" for each in losses), durable=True)
+def write_losses(file: Path, losses: Iterable[UnitLosses], check: Callable[[], None] = lambda: None) -> None:
+    """Write `losses.jsonl`, whole or not at all. check: called before its name appears; raises for a late holder."""
+    write_text(file, "".join(_json_line(each) + "\n" for each in losses), durable=True, check=check)
 
 
 def _json_line(losses: UnitLosses) -> str:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from lit_llm.config.tree import to_yaml
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.stage_config import load_stage_config
+from lit_llm.store.claims import Superseded
 from lit_llm.store.disk import DiskError, disk_problem
-from lit_llm.store.store import FINAL, Busy, Stage, State, Store
+from lit_llm.store.locks import Busy
+from lit_llm.store.store import FINAL, Stage, State, Store
 
 if TYPE_CHECKING:
     from lit_llm.training.fit import ShouldPrune
@@ -28,9 +30,9 @@ def run_one(
 ) -> State:
     """Claim a stage, continue it from its checkpoint, write its result. Returns its state.
 
-    If another process works on the stage, it waits for that result, or returns "running" at once without `waits`.
-    Errors become the stage's state, not exceptions. A stage that `should_prune` stops is interrupted and can be
-    continued.
+    If another process works on the stage, or takes it over, it waits for that result, or returns "running" at once
+    without `waits`. Errors become the stage's state, not exceptions. A stage that `should_prune` stops is interrupted
+    and can be continued.
 
     Raises DiskError for an error of the disk. The stage can then continue from its last checkpoint; its state may not
     have been written.
@@ -44,6 +46,8 @@ def run_one(
             if not waits:
                 return "running"
             time.sleep(0.5)
+        except Superseded as reason:  # this process was stopped or cut off; nothing is recorded
+            print(f"{reason}; this process gives the stage up and waits for its result", flush=True)
     return "interrupted"
 
 
@@ -59,7 +63,12 @@ def _run_claimed(
         from lit_llm.training.checkpoints import remove_checkpoints
 
         frozen = load_stage_config(stage)
-        result = STAGES[frozen.kind](frozen, stage, store, should_stop, should_prune)
+
+        def is_to_stop() -> bool:
+            stage.check_lease()
+            return should_stop()
+
+        result = STAGES[frozen.kind](frozen, stage, store, is_to_stop, should_prune)
         if result["state"] == "interrupted":
             stage.set_state("interrupted", result["error"])
         else:
@@ -72,8 +81,8 @@ def _run_claimed(
 
 
 def _record_error(error: Exception, stage: Stage, store: Store, should_stop: Callable[[], bool]) -> State:
-    """Record the error that ended a stage. Raises DiskError for an error of the disk."""
-    if isinstance(error, DiskError):  # the store is gone; writing would create it anew
+    """Record the error that ended a stage. Raises DiskError for an error of the disk, and Superseded."""
+    if isinstance(error, DiskError | Superseded):  # the store is gone, and writing would create it anew; or not ours
         raise error
     state: State = "out_of_memory" if ran_out_of_memory(error) else "failed"
     message, problem = f"{type(error).__name__}: {error}", disk_problem(error, store.root)

@@ -142,7 +142,7 @@ def evaluate(
     low = config.precision == "bf16"
     with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
         evaluation = _run_evaluation(frozen, store, model, _progress_of(stage))
-    write_text(stage.rows_file, "".join(json.dumps(row) + "\n" for row in evaluation.rows), durable=True)
+    write_text(stage.rows_file, "".join(json.dumps(row) + "\n" for row in evaluation.rows), True, stage.check_claim)
     file = MetricsFile(stage.metrics_file)
     file.append(before["steps"], evaluation.metrics)
     file.close()
@@ -302,11 +302,12 @@ def _train(
         warm_start=warm_start,
         lengths_vary=lengths_vary(experiment, name),
         log=stage.note,
+        check_claim=stage.check_claim,
     )
     digest = None
     if fitted.state == "done":
         digest = write_weights(stage, model.state_dict())
-        write_losses(stage.losses_file, evaluations.final.losses)
+        write_losses(stage.losses_file, evaluations.final.losses, stage.check_claim)
     return {
         "schema": SCHEMA,
         "stage": name,

@@ -140,7 +140,7 @@ def write_weights(stage: Stage, state: Mapping[str, Tensor]) -> str:
     """Write the weights of a stage; returns their digest, which its result records."""
     from safetensors.torch import save_file
 
-    with replacing(stage.checkpoints / WEIGHTS) as work:
+    with replacing(stage.checkpoints / WEIGHTS, check=stage.check_claim) as work:
         save_file(dict(state), work)
     return file_digest(stage.checkpoints / WEIGHTS)
 

@@ -6,12 +6,13 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from lit_llm.config.hashing import LENGTH, digest_of_file
+from lit_llm.config.host import process_name
 from lit_llm.config.problems import InputError, Problem, SourceLocation
 
 
@@ -89,30 +90,40 @@ def _digest(path: Path, *_stamp: int) -> str:
 
 
 @contextmanager
-def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Yield a work file that replaces `path` after the block; creates its folder.
 
-    A reader sees the old file or the new one, whole. durable: the file survives a crash of the machine.
+    A reader sees the old file or the new one, whole. durable: the file survives a crash of the machine. check: called
+    in the last instant; when it raises, the old file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.{os.getpid()}")  # other processes may write it too
+    work = work_file(path)
     try:
         work.write_bytes(b"")
         mode = work.stat().st_mode  # the umask's; a library may create the file for its owner alone
         yield work
         work.chmod(mode)
-        put_in_place(work, path, durable)
+        put_in_place(work, path, durable, check)
     except BaseException:
         work.unlink(missing_ok=True)
         raise
 
 
-def put_in_place(work: Path, path: Path, durable: bool = True) -> None:
-    """Rename a work file to `path`, atomically. durable: content and name are on the disk afterwards."""
+def work_file(path: Path) -> Path:
+    """Name of this process's work file for a path, which other processes and hosts may write too."""
+    return path.with_name(f".{path.name}.{process_name()}")
+
+
+def put_in_place(work: Path, path: Path, durable: bool = True, check: Callable[[], None] = lambda: None) -> None:
+    """Rename a work file to `path`, atomically. durable: content and name are on the disk afterwards.
+
+    check: called directly before the rename.
+    """
     if durable:
         _sync(work)
     if path.is_dir() and not path.is_symlink():
         path.rmdir()  # only an empty folder; raises OSError otherwise
+    check()
     work.replace(path)
     if durable:
         _sync(path.parent)

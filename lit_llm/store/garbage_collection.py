@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.store.store import Busy, Stage, Store, held, is_locked, write_json
+from lit_llm.store.locks import Busy, held, is_locked
+from lit_llm.store.store import Stage, Store, write_json
 
 LISTS = "runs.json"
 REMOVED = ".removed-"
@@ -171,7 +172,7 @@ def _stage_garbage(stage: Stage, needed: set[str] | None) -> Iterator[Garbage]:
         if state.exists() and stage.result() is not None:  # only a resume needs it, and a result is final
             yield _item(state, "optimiser state of a finished stage")
     work = [*stage.folder.glob(".*"), *stage.folder.glob("config.[0-9]*"), stage.folder / "metrics.tmp"]
-    for path in sorted([*work, stage.checkpoints / "writing.ckpt", *stage.checkpoints.glob(".*")]):
+    for path in sorted([*work, *stage.checkpoints.glob(".*")]):
         if path.is_file() and _is_quiet(path):
             yield _item(path, "leftover")
 

@@ -10,7 +10,8 @@ stages/<fingerprint>/
     rows.jsonl       records of an evaluation
     retries.jsonl    one line for each automatic restart, with its reason
     result.json      written last, atomically: a stage with a result runs again only after `Stage.forget`
-    lock             held by the process that works on it, released by the kernel when that process dies
+    lock             held by the process that works on it; free when that process dies, see `locks.py`
+    claim.json       number, host and process of the last claim, which refuses a late holder, see `claims.py`
 
 Files are verified when they are read. config.yaml, state.json, result.json and, in checkpoints/, initial.json and
 provenance.json begin with a digest of the rest; result.json has the digests of the records and of the weights.
@@ -23,12 +24,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
+from lit_llm.config.host import host_name
 from lit_llm.config.problems import InputError, Problem, SourceLocation
+from lit_llm.store.claims import Claim, Superseded, make_claim
 from lit_llm.store.files import (
     KEY,
     Damaged,
@@ -40,6 +43,9 @@ from lit_llm.store.files import (
     replacing,
     with_digest,
 )
+from lit_llm.store.locks import VARIABLE, choose_locks, forced_locks, is_locked, locks_of, recorded_locks
+from lit_llm.store.locks import Busy as Busy
+from lit_llm.store.locks import locked as locked
 
 SCHEMA = 1
 """Version of the layout."""
@@ -51,14 +57,12 @@ FINAL: tuple[State, ...] = ("done", "diverged")
 """States that are results. The others can be tried again."""
 
 
+PATIENCE = 2.0
+"""Seconds to wait for a stage that another process holds for an instant, as `is_locked` does with a kernel lock."""
 RECORDS = ("metrics.jsonl", "losses.jsonl", "rows.jsonl")
 """Records of a finished stage. Its result has their digests."""
 RECOMPUTE = "`lit-llm run STUDY --rerun failed` computes it again"
 """Advice for a damaged file of a finished stage."""
-
-
-class Busy(Exception):
-    """Another process holds the lock."""
 
 
 class Store:
@@ -74,7 +78,7 @@ class Store:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if not marker.exists():
-                write_json(marker, {"schema": SCHEMA})
+                write_json(marker, {"schema": SCHEMA, **choose_locks(self.root).as_json()})
         except OSError as error:
             raise InputError(Problem(f"{self.root} cannot be used as a store: {error.strerror}", "--store")) from None
         return self
@@ -87,7 +91,8 @@ class Store:
         if not marker.exists():
             return
         try:
-            schema = json.loads(marker.read_text())["schema"]
+            content = json.loads(marker.read_text())
+            schema, locks = content["schema"], recorded_locks(content)
         except (OSError, ValueError, KeyError, TypeError):
             message = "is damaged; remove it if this version wrote the store: the next `lit-llm run` writes it again"
             raise InputError(Problem(message, location=SourceLocation(str(marker)))) from None
@@ -99,6 +104,9 @@ class Store:
                     "--store",
                 )
             )
+        if (forced := forced_locks()) is not None and forced != locks:
+            message = f"{marker} says {locks.as_json()}, and all processes must agree; unset the variable, or end them "
+            raise InputError(Problem(f"{message}all and write {forced.as_json()} there", VARIABLE))
 
     def option(self) -> list[str]:
         """Command-line words that select this store; empty for the default one."""
@@ -127,6 +135,10 @@ class Stage:
         self.folder = folder
         self.notes: list[str] = []
         """Repairs by this process before it could go on, a sentence each."""
+        self._claim: Claim | None = None
+        """The claim of this object, while it holds the stage."""
+        self._lost: str | None = None
+        """Reason why its lease was lost."""
 
     @property
     def fingerprint(self) -> str:
@@ -235,16 +247,21 @@ class Stage:
         return status
 
     def set_state(self, state: State, error: str | None = None, traceback: str | None = None) -> None:
-        """Write state.json, for observers."""
+        """Write state.json, for observers. Raises Superseded for a late holder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {"state": state, "error": error, "traceback": traceback, "pid": os.getpid(), "time": time.time()}
-        write_json(self.folder / "state.json", content | self._notes(), signed=True)
+        process = {"host": host_name(), "pid": os.getpid(), "time": time.time()}
+        content = {"state": state, "error": error, "traceback": traceback, **process, **self._notes()}
+        write_json(self.folder / "state.json", content, signed=True, check=self.check_claim)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result, with null for numbers that are not finite. It runs again only after `forget`."""
+        """Write the result, with null for numbers that are not finite. It runs again only after `forget`.
+
+        Raises Superseded for a late holder.
+        """
+        self.check_claim()
         files = {name: file_digest(self.folder / name) for name in RECORDS if (self.folder / name).is_file()}
         content = {**result, **({"files": files} if files else {}), **self._notes()}
-        write_json(self.folder / "result.json", finite(content), signed=True)
+        write_json(self.folder / "result.json", finite(content), signed=True, check=self.check_claim)
 
     def note(self, text: str) -> None:
         """Report a repair, in the log and to observers."""
@@ -291,56 +308,31 @@ class Stage:
                     (self.folder / name).rename(kept / name)
             remove(self.checkpoints)
 
-    def claim(self) -> AbstractContextManager[None]:
-        """Hold the stage's lock. Raises Busy if another process has it."""
-        # `is_locked` holds it for an instant.
-        return locked(self.folder / "lock", patience=2.0)
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Hold the stage, as its next generation. Raises Busy if another process has it."""
+        lock = self.folder / "lock"
+        with locked(lock, patience=PATIENCE, on_lost=self._lose):
+            self._lost = None
+            self._claim = make_claim(self.folder, durable=locks_of(lock).kind == "lease")
+            try:
+                yield
+            finally:
+                self._claim = None
 
+    def _lose(self, reason: str) -> None:
+        self._lost = reason
 
-@contextmanager
-def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold a lock file; the kernel frees it when the process dies. Raises Busy after `patience` seconds."""
-    from filelock import FileLock, Timeout
+    def check_lease(self) -> None:
+        """Raise Superseded where the lease has been found lost. Reads no file."""
+        if self._claim is not None and self._lost is not None:
+            raise Superseded(f"the lease of the stage was lost ({self._lost})")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=patience)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise Busy(str(path)) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def held(path: Path, patience: float, otherwise: Problem) -> Iterator[None]:
-    """Hold a lock file that others hold for moments. Raises InputError with `otherwise` after `patience` seconds."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(path, patience))
-        except Busy:
-            raise InputError(otherwise) from None
-        yield
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process holds this lock now."""
-    if not os.path.exists(path):  # unlike Path's, False for a folder that may not be searched
-        return False
-    try:
-        with locked(path):
-            return False
-    except Busy:
-        return True
-    except OSError:  # a read-only store, which no process here has locked
-        return False
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process runs the study or the sweep in this folder."""
-    return any(is_locked(lock) for lock in (folder / "lock", *folder.glob("coordinators/*.lock")))
+    def check_claim(self) -> None:
+        """Raise Superseded where this object has claimed the stage and another process has taken it over since."""
+        self.check_lease()
+        if self._claim is not None:
+            self._claim.check(self.folder)
 
 
 class MetricsFile:
@@ -414,14 +406,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def write_text(path: Path, text: str, durable: bool = False) -> Path:
-    """Write a file atomically, creating its folder; returns its path."""
-    with replacing(path, durable) as work:
+def write_text(path: Path, text: str, durable: bool = False, check: Callable[[], None] = lambda: None) -> Path:
+    """Write a file atomically, creating its folder; returns its path. check: called before its name appears."""
+    with replacing(path, durable, check) as work:
         work.write_text(text, encoding="utf-8")
     return path
 
 
-def write_json(path: Path, content: Any, signed: bool = False) -> None:
-    """Write JSON atomically. signed: with its digest."""
+def write_json(path: Path, content: Any, signed: bool = False, check: Callable[[], None] = lambda: None) -> None:
+    """Write JSON atomically. signed: with its digest. check: called before its name appears."""
     text = json.dumps(content, indent=1) + "\n"
-    write_text(path, with_digest(text) if signed and content else text, durable=True)
+    write_text(path, with_digest(text) if signed and content else text, durable=True, check=check)

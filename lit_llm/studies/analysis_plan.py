@@ -22,7 +22,8 @@ from typing import Any
 
 from lit_llm.config.hashing import fingerprint
 from lit_llm.statistics.comparison import Comparison
-from lit_llm.store.store import Busy, Store, locked, write_json
+from lit_llm.store.locks import Busy, locked
+from lit_llm.store.store import Store, write_json
 from lit_llm.studies.load import Ablation
 
 FROZEN, LOG, LOCK = "analysis.json", "analysis.jsonl", "analysis.lock"

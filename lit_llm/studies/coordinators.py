@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
-import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lit_llm.store.store import is_locked, locked
+from lit_llm.config.host import process_name
+from lit_llm.store.locks import is_locked, locked
 
 FOLDER = "coordinators"
 
@@ -18,7 +16,7 @@ FOLDER = "coordinators"
 @contextmanager
 def coordinating(folder: Path) -> Iterator[str]:
     """Hold a coordinator's lock in the folder of a study or sweep. Yields the coordinator's name."""
-    name = f"{re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    name = f"{process_name()}-{uuid.uuid4().hex[:8]}"
     lock = _lock_of(folder, name)
     with locked(lock):
         yield name

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.store.store import FINAL, Store, held, is_running
+from lit_llm.store.locks import held, is_running
+from lit_llm.store.store import FINAL, Store
 from lit_llm.studies.analysis_plan import FROZEN, LOG
 from lit_llm.studies.mlflow_runs import description, description_with_tables, record, tags_of
 from lit_llm.studies.palette import arm_styles

@@ -23,7 +23,8 @@ from lit_llm.statistics.comparison import Comparison
 from lit_llm.store.disk import check_exists, disk_errors
 from lit_llm.store.files import file_digest
 from lit_llm.store.garbage_collection import list_runs
-from lit_llm.store.store import FINAL, Busy, Store, locked, write_json, write_text
+from lit_llm.store.locks import Busy, locked
+from lit_llm.store.store import FINAL, Store, write_json, write_text
 from lit_llm.studies.analysis_plan import FROZEN, LOG
 from lit_llm.studies.coordinators import coordinating, others
 from lit_llm.studies.disk_space import check_free_space

@@ -300,6 +300,7 @@ def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                 "after": node.after if node.kind == "evaluate" else None,
                 "evaluation": node.evaluation or None,
                 "state": status["state"],
+                "host": status.get("host") if status["state"] == "running" else None,
                 "fingerprint": node.fingerprint,
                 "run_id": f"{run.arm.name}/{run.seed}/{run.last.fingerprint}",
                 "metrics": status.get("metrics") or last[1],

@@ -14,7 +14,8 @@ from typing import Literal
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.runs.worker import preloaded, run_stage
 from lit_llm.store.disk import DiskError, check_exists
-from lit_llm.store.store import FINAL, Busy, Stage, Store
+from lit_llm.store.locks import Busy
+from lit_llm.store.store import FINAL, Stage, Store
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.runs import Run, StoredStage
 from lit_llm.studies.supervise import Supervision, Supervisor

@@ -21,7 +21,7 @@ USUAL = 20
 """Factor on the longest silence that a run came back from: the limit of the next one."""
 _COUNTED = 5.0
 """Most seconds counted between two checks: if the coordinator slept, its runs may have slept too."""
-_NO_SIGN = ("lock", "log.txt", "state.json", "config.yaml", "retries.jsonl")
+_NO_SIGN = ("lock", "claim.json", "log.txt", "state.json", "config.yaml", "retries.jsonl")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from lit_llm.runs.worker import Judged, preloaded, run_trial
 from lit_llm.store.disk import DiskError
 from lit_llm.store.files import Damaged
 from lit_llm.store.garbage_collection import list_runs
-from lit_llm.store.store import FINAL, Busy, Stage, Store, read_json, read_metrics
+from lit_llm.store.locks import Busy
+from lit_llm.store.store import FINAL, Stage, Store, read_json, read_metrics
 from lit_llm.studies.load import Arm
 from lit_llm.studies.mlflow_runs import record
 from lit_llm.studies.observer import Observer

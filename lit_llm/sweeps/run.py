@@ -12,7 +12,8 @@ from lit_llm.config.metrics import TRAIN_LOSS
 from lit_llm.config.problems import InputError
 from lit_llm.runs.fingerprints import pretrain_fingerprint
 from lit_llm.store.disk import check_exists, disk_errors
-from lit_llm.store.store import Busy, Store, locked
+from lit_llm.store.locks import Busy, locked
+from lit_llm.store.store import Store
 from lit_llm.studies.disk_space import check_free_space
 from lit_llm.studies.execute import report_news
 from lit_llm.studies.launched import Places

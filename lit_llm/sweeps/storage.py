@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_llm.config.problems import InputError, Problem, SourceLocation
+from lit_llm.store.locks import locked
 from lit_llm.tracking.address import without_secrets
 
 if TYPE_CHECKING:
@@ -24,23 +27,22 @@ def journal(path: Path) -> BaseStorage:
     which would otherwise be joined to it and be unreadable. The next coordinator writes its content again.
     """
     _check_lines(path)
-    from filelock import FileLock
     from optuna.storages import JournalStorage
     from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
     class _Lock:
-        """A lock that the kernel frees when its holder dies; Optuna's locks would block for half a minute."""
+        """The store's lock, which is free soon after its holder dies; Optuna's would block for half a minute."""
 
         def __init__(self) -> None:
-            self._lock = FileLock(path.with_suffix(".lock"))
+            self._held = ExitStack()
 
         def acquire(self) -> bool:
-            self._lock.acquire()
+            self._held.enter_context(locked(path.with_suffix(".lock"), patience=math.inf))
             _remove_unfinished_line(path)  # no other process writes now
             return True
 
         def release(self) -> None:
-            self._lock.release()
+            self._held.close()
 
     backend: BaseJournalBackend = JournalFileBackend(str(path), lock_obj=_Lock())  # type: ignore[arg-type]
     try:

@@ -25,7 +25,8 @@ from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import pretrain_fingerprint
 from lit_llm.runs.provenance import provenance, provenance_digest
 from lit_llm.store.files import Damaged
-from lit_llm.store.store import Store, held, read_json, write_json
+from lit_llm.store.locks import held
+from lit_llm.store.store import Store, read_json, write_json
 from lit_llm.studies.coordinators import coordinating, is_alive, others
 from lit_llm.studies.stored import STORED, SWEEP
 from lit_llm.sweeps import storage

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_llm.store.locks import Busy, locked
 from lit_llm.store.metrics_reader import Point, ReadPosition, complete_lines, is_number, key, points_of, stamp_of
 from lit_llm.store.store import Store
 from lit_llm.tracking.address import check_server, few_retries, reason, resolved, without_secrets
@@ -256,7 +257,7 @@ class MlflowSync:
             yield
         except BaseException as problem:
             self._opened = False
-            if isinstance(problem, (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)):
+            if isinstance(problem, (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, Busy)):
                 if self._database is not None and (broken := database_damage(self._database)):
                     message = f"MLflow's database {self._database} is broken ({broken})"
                     raise SyncBroken(f"{message}; {_remedy(self._database)}") from problem
@@ -267,10 +268,7 @@ class MlflowSync:
         """Lock for migrations and new runs: without it, processes that start together crash or create runs twice."""
         if self._lock is None:
             return nullcontext()
-        from filelock import FileLock
-
-        self._lock.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(self._lock, timeout=120)
+        return locked(self._lock, patience=120)
 
     def _open(self) -> None:
         """Find or create the experiment and the parent, and read the state of every child."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.store.store import Busy, Store, is_locked, locked
+from lit_llm.store.locks import Busy, is_locked, locked
+from lit_llm.store.store import Store
 
 PLACES = (
     ("experiments", "artifact_location", ""),

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import lightning as L
 
-from lit_llm.store.files import Damaged, put_in_place, remove
+from lit_llm.store.files import Damaged, put_in_place, remove, work_file
 from lit_llm.training.config import TrainingConfig
 
-LAST, PREVIOUS, WORK = "last.ckpt", "previous.ckpt", "writing.ckpt"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _DIGEST = re.compile(rb"\nsha256:[0-9a-f]{64}\n")
 _LENGTH = 73
 """Bytes of the digest at the end of a checkpoint. torch reads a file from its front and ignores them."""
@@ -25,7 +25,15 @@ class Checkpoints(L.Callback):
     between two checkpoints.
     """
 
-    def __init__(self, folder: Path, training: TrainingConfig, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        training: TrainingConfig,
+        should_stop: Callable[[], bool],
+        check_claim: Callable[[], None] = lambda: None,
+    ) -> None:
+        """check_claim: called before a checkpoint and directly before it gets its name; raises for a late holder."""
+        self.check_claim = check_claim
         self.folder, self.every, self.should_stop = folder, training.execution.checkpoint_every, should_stop
         self.last_step = training.max_steps
 
@@ -35,18 +43,27 @@ class Checkpoints(L.Callback):
             return
         stop = self.should_stop()
         if stop or step % self.every == 0:
+            self.check_claim()
             self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(self.folder / WORK)
+            work = work_file(self.folder / LAST)
+            trainer.save_checkpoint(work)
             if trainer.is_global_zero:
-                add_digest(self.folder / WORK)
-                if (self.folder / LAST).exists():
-                    (self.folder / LAST).replace(self.folder / PREVIOUS)
-                put_in_place(self.folder / WORK, self.folder / LAST)
+                add_digest(work)
+                put_in_place(work, self.folder / LAST, check=self._keep_previous)
         trainer.should_stop = trainer.should_stop or stop
+
+    def _keep_previous(self) -> None:
+        self.check_claim()
+        if (self.folder / LAST).exists():
+            (self.folder / LAST).replace(self.folder / PREVIOUS)
 
 
 def newest_checkpoint(folder: Path, log: Callable[[str], None]) -> Path | None:
-    """The newest undamaged checkpoint; None where there is none. Removes damaged ones and logs a message."""
+    """The newest undamaged checkpoint; None where there is none. Removes damaged ones and logs a message.
+
+    Removes work files of earlier processes, too.
+    """
+    remove_work_files(folder)
     damages: list[Damaged] = []
     newest = None
     for path in (folder / LAST, folder / PREVIOUS):
@@ -68,8 +85,15 @@ def newest_checkpoint(folder: Path, log: Callable[[str], None]) -> Path | None:
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a training that has ended, which only a resume needs."""
-    for name in (LAST, PREVIOUS, WORK):
+    for name in (LAST, PREVIOUS):
         remove(folder / name)
+    remove_work_files(folder)
+
+
+def remove_work_files(folder: Path) -> None:
+    """Remove unfinished checkpoints of earlier processes."""
+    for path in folder.glob(f".{LAST}.*"):
+        remove(path)
 
 
 def add_digest(path: Path) -> None:

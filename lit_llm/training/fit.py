@@ -82,6 +82,7 @@ def fit(
     lengths_vary: bool = True,
     final: Evaluate | None = None,
     log: Callable[[str], None] = print,
+    check_claim: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Train to max_steps, from the newest undamaged checkpoint if there is one. Once done, the weights are in float32.
 
@@ -89,7 +90,8 @@ def fit(
     where it differs from those before. lengths_vary: whether batches differ in their numbers of tokens, for compiled
     blocks. `should_stop` is called after every step, `should_prune` after every evaluation;
     when one returns True, a checkpoint is written and training ends as interrupted. `log` gets a message about a
-    damaged checkpoint. Raises InputError for kernels that this machine lacks.
+    damaged checkpoint. `check_claim` is called before each checkpoint and raises to end a late holder. Raises
+    InputError for kernels that this machine lacks.
     """
     execution = training.execution
     accelerator = accelerator_of(execution.accelerator)
@@ -108,7 +110,7 @@ def fit(
         training, step_cost, (evaluate, final or evaluate), evaluate_times, metrics_file, stability, throughput
     )
     pruning = PruningCallback(metrics_logger, training, should_prune)
-    checkpoint_writer = Checkpoints(checkpoints, training, lambda: pruning.pruned or should_stop())
+    checkpoint_writer = Checkpoints(checkpoints, training, lambda: pruning.pruned or should_stop(), check_claim)
     with _silence_lightning():
         trainer = L.Trainer(
             accelerator=accelerator,

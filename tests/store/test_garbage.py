@@ -7,7 +7,8 @@ import pytest
 
 from lit_llm.config.problems import InputError
 from lit_llm.store.garbage_collection import find, list_runs, remove
-from lit_llm.store.store import Store, locked
+from lit_llm.store.locks import locked
+from lit_llm.store.store import Store
 
 NEEDED, PARENT, ORPHAN, BUSY = "a" * 16, "b" * 16, "c" * 16, "d" * 16
 LONG_AGO = time.time() - 7200
@@ -155,8 +156,8 @@ def test_what_killed_processes_left_is_removed_once_it_is_old_and_nobody_works_t
     listed(place, "norms", NEEDED, ORPHAN, BUSY)
     stage, data = place.stage(NEEDED), place.data
     leftovers = [
-        old(stage.checkpoints / "writing.ckpt"),
-        old(stage.folder / ".state.json.4711"),
+        old(stage.checkpoints / ".last.ckpt.another-host-4711"),
+        old(stage.folder / ".state.json.another-host-4711"),
         old(stage.folder / "config.4711"),
         old(stage.folder / "metrics.tmp"),
     ]

@@ -12,18 +12,8 @@ import pytest
 
 from lit_llm.config.problems import InputError
 from lit_llm.store import store as module
-from lit_llm.store.store import (
-    SCHEMA,
-    Busy,
-    MetricsFile,
-    Store,
-    finite,
-    is_locked,
-    locked,
-    read_json,
-    read_metrics,
-    write_json,
-)
+from lit_llm.store.locks import Busy, is_locked, locked
+from lit_llm.store.store import SCHEMA, MetricsFile, Store, finite, read_json, read_metrics, write_json
 
 FORK = multiprocessing.get_context("fork")
 
@@ -46,7 +36,7 @@ def test_a_store_is_made_once_and_opened_again(tmp_path):
     Store(root).check()
     assert not root.exists()
     Store(root).open()
-    assert json.loads((root / "store.json").read_text()) == {"schema": SCHEMA}
+    assert json.loads((root / "store.json").read_text()) == {"schema": SCHEMA, "locks": "kernel"}
     Store(root).open()
 
 
@@ -129,27 +119,6 @@ def holder():
         process.join(30)
 
 
-def test_a_lock_is_held_by_one_process_and_freed_when_it_is_killed(tmp_path, holder):
-    path = tmp_path / "folder" / "lock"
-    assert not is_locked(path)
-    process = holder(path)
-    assert is_locked(path)
-    with pytest.raises(Busy), locked(path):
-        pass
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(30)
-    assert not is_locked(path)
-    with locked(path):
-        assert is_locked(path)
-    assert not is_locked(path)
-
-
-def test_a_lock_is_freed_after_an_error(tmp_path):
-    with pytest.raises(KeyError), locked(tmp_path / "lock"):
-        raise KeyError
-    assert not is_locked(tmp_path / "lock")
-
-
 def test_looking_at_a_lock_never_keeps_the_worker_out(stage):
     """`status` looks at a lock by taking it for an instant; a run that claims its stage meanwhile is not told Busy."""
     (stage.folder).mkdir(parents=True)
@@ -172,7 +141,7 @@ def test_looking_at_a_lock_never_keeps_the_worker_out(stage):
 
 
 def test_a_stage_that_is_claimed_is_busy_for_others(stage, monkeypatch):
-    monkeypatch.setattr(module, "locked", lambda path, patience=0: locked(path, patience=0.05))
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
     with stage.claim(), pytest.raises(Busy), stage.claim():
         pass
     with stage.claim():
@@ -240,7 +209,7 @@ def test_forgetting_a_result_keeps_it_as_an_attempt_and_starts_anew(stage):
 
 
 def test_forgetting_what_another_process_works_on_is_refused(stage, holder, monkeypatch):
-    monkeypatch.setattr(module, "locked", lambda path, patience=0: locked(path, patience=0.05))
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
     stage.set_state("running")
     holder(stage.folder / "lock")
     with pytest.raises(Busy):

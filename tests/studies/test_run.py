@@ -17,7 +17,8 @@ from rich.console import Console
 
 from lit_llm.config.problems import InputError
 from lit_llm.report.progress.json_lines import Lines
-from lit_llm.store.store import Stage, Store, locked, read_metrics, write_json
+from lit_llm.store.locks import locked
+from lit_llm.store.store import Stage, Store, read_metrics, write_json
 from lit_llm.studies.load import Ablation, load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.run import Finished, Observer, run_study

@@ -15,7 +15,8 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import
 from mlflow import MlflowClient
 
 from lit_llm.config.problems import InputError
-from lit_llm.store.store import Store, locked
+from lit_llm.store.locks import locked
+from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
 from lit_llm.studies.rebuild_mlflow import rebuild_mlflow
 from lit_llm.studies.runs import runs_of

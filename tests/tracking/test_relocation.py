@@ -12,7 +12,8 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import
 from mlflow import MlflowClient
 
 from lit_llm.config.problems import InputError
-from lit_llm.store.store import Store, locked
+from lit_llm.store.locks import locked
+from lit_llm.store.store import Store
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.mlflow_sync import MlflowSync, RunRecord
 from lit_llm.tracking.relocation import moved, notice, rebase

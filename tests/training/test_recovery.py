@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_llm.runs.run_one_stage import run_one
-from lit_llm.store.files import Damaged
+from lit_llm.store.files import Damaged, work_file
 from lit_llm.store.store import Stage, Store
 from lit_llm.training.checkpoints import check_checkpoint
 from tests.damages import DAMAGES, copied, damage, flipped
@@ -120,7 +120,8 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
     monkeypatch.setattr(Path, "replace", lambda path, to: calls.append(f"{path} -> {to}") or replace(path, to))
     stage = prepared_stage(Store(tmp_path), corpus, "decllm-tiny", *OFTEN)
     run_one(stage.store.root, stage.fingerprint, stops_after(2))
-    work, last = stage.checkpoints / "writing.ckpt", stage.checkpoints / "last.ckpt"
+    last = stage.checkpoints / "last.ckpt"
+    work = work_file(last)
     at = calls.index(f"{work} -> {last}")
     assert calls[at - 1] == str(work)
     assert calls[at + 1] == str(stage.checkpoints)

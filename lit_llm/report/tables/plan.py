@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from lit_llm.config.host import host_name
 from lit_llm.config.metrics import EVALUATED, FINETUNED
 from lit_llm.config.tree import under
 from lit_llm.experiment.cost import Cost, cost_of
@@ -270,6 +271,8 @@ def render_status(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableT
         value = row["metrics"].get(metric)
         note = "stale: of another provenance" if row["stale"] else row["error"] or ""
         note += f"{'; ' if note else ''}begun again {row['retries']}x" if row["retries"] else ""
+        if row["host"] not in (None, host_name()):
+            note += f"{'; ' if note else ''}on {row['host']}"
         table.add_row(
             row["arm"],
             str(row["seed"]),
