@@ -131,8 +131,10 @@ class RayEngine:
             return self._driver.ask(method, arguments, seconds)
         except _DriverError as error:
             self.close()  # the next request connects anew
-            advice = "see that it was started, and that its head answers" if method == "connect" else (
-                "once its head is there again, the same command goes on; finished stages are kept"
+            advice = (
+                "see that it was started, and that its head answers"
+                if method == "connect"
+                else ("once its head is there again, the same command goes on; finished stages are kept")
             )
             raise EngineError(f"Ray on {self._address}: {error}; {advice}") from None
 
