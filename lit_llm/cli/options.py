@@ -30,6 +30,7 @@ class Launcher(StrEnum):
     """Engines that supply places."""
 
     local = "local"
+    slurm = "slurm"
     ray = "ray"
 
 

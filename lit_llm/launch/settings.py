@@ -11,15 +11,16 @@ from lit_llm.config.section import Section, validate
 from lit_llm.config.user_settings import read_settings
 from lit_llm.launch.engine import Engine, Needs
 from lit_llm.launch.ray_settings import RaySettings
+from lit_llm.launch.slurm_settings import SlurmSettings
 
-Launcher = Literal["local", "ray"]
+Launcher = Literal["local", "slurm", "ray"]
 
 
 class LaunchSettings(Section):
     """Where runs are computed. Nothing here is part of a study."""
 
     launcher: Launcher = "local"
-    """local: this machine. ray: places of that engine."""
+    """local: this machine. slurm, ray: places of that engine."""
     places: int = Field(1, gt=0)
     """Places that an engine is asked for, each for several runs one after another."""
     slots_per_device: int = Field(1, gt=0)
@@ -32,6 +33,8 @@ class LaunchSettings(Section):
     """Gigabytes of memory of one place; null: what the engine gives."""
     hours: float | None = Field(None, gt=0)
     """Hours after which a place ends and its runs are continued by another; null: what the engine gives."""
+    slurm: SlurmSettings = SlurmSettings()
+    """Jobs of SLURM."""
     ray: RaySettings = RaySettings()
     """Actors of Ray."""
 
@@ -59,6 +62,10 @@ def launch_settings(store: Path) -> LaunchSettings:
 
 def engine_of(launcher: Launcher, settings: LaunchSettings) -> Engine | None:
     """The engine of a launcher; None for this machine. Raises EngineError where it is not installed."""
+    if launcher == "slurm":
+        from lit_llm.launch.slurm import SlurmEngine
+
+        return SlurmEngine(settings.slurm)
     if launcher == "ray":
         from lit_llm.launch.ray import RayEngine
 

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from lit_llm.config.problems import InputError
 from lit_llm.report.progress.json_lines import Lines
-from lit_llm.store.locks import locked
 from lit_llm.store.store import Stage, Store, read_metrics, write_json
+from lit_llm.studies.coordinators import coordinating
 from lit_llm.studies.load import Ablation, load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.run import Finished, Observer, run_study
@@ -37,12 +37,17 @@ class Silent(Observer):
     def __init__(self, on_poll: Callable[[Sequence[Run]], None] = lambda _: None) -> None:
         self.messages: list[str] = []
         self.todo: list[str] = []
+        self.ended: list[str] = []
+        """Stages that this process has computed."""
         self.still: list[tuple[str, float]] = []
         self.runs: Sequence[Run] = ()
         self.on_poll = on_poll
 
     def message(self, text: str) -> None:
         self.messages.append(text)
+
+    def stage_ended(self, name: str, state: str) -> None:
+        self.ended += [name] * (state == "done")
 
     def silent(self, name: str, seconds: float) -> None:
         self.still.append((name, seconds))
@@ -276,12 +281,29 @@ def test_a_killed_coordinator_leaves_no_orphan_and_its_runs_resume(write_study: 
     assert {stage.status()["state"] for stage in stages_of(store, 160)} == {"interrupted"}
 
 
-def test_the_same_study_cannot_run_twice_at_once(write_study: Study, store: Store) -> None:
-    path = write_study("twice", TWO, seeds=[170])
-    lock = store.open().study("twice") / "lock"
-    with locked(lock), pytest.raises(InputError, match="is being run by another process"):
-        run(path, store)
-    assert not [run for run in store.root.glob("stages/*/config.yaml") if "seed: 170" in run.read_text()]
+@pytest.mark.slow
+def test_two_processes_share_a_study_and_compute_each_run_once(write_study: Study, store: Store) -> None:
+    path = write_study("shared", TWO, seeds=[170, 171])
+    path.write_text(long(path.read_text(), 40))
+    first = started(path, store.open().root, "-j", "1")
+    wait_for_training(store, 170, 1)
+    observer = Silent()
+    finished = run(path, store, observer, max_parallel=1)
+    assert first.wait(timeout=200) == 0
+    assert finished.exit_code == 0
+    assert any("another process runs this study too" in message for message in observer.messages)
+    assert 0 < len(observer.ended) < 4  # the others were computed there
+    assert set(observer.ended) <= set(states(finished))
+    assert run(path, store).comparison == finished.comparison
+
+
+def test_a_study_of_other_settings_waits_for_those_who_run_it(write_study: Study, store: Store) -> None:
+    path = write_study("twice", TWO, seeds=[172])
+    run(path, store)
+    path.write_text(long(path.read_text(), 7))
+    with coordinating(store.study("twice")), pytest.raises(InputError, match="run with other settings by another"):
+        run(path, store, new_version=True)
+    assert run(path, store, new_version=True).exit_code == 0
 
 
 def test_results_of_other_code_are_named_and_not_mixed(write_study: Study, store: Store) -> None:
