@@ -27,13 +27,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lit_llm.runs.provenance import provenance
 from lit_llm.store import files, locks
 from lit_llm.store import store as stores
 from lit_llm.store.claims import Superseded, last_claim
 from lit_llm.store.locks import VARIABLE, Busy
-from lit_llm.store.store import FINAL, Store
+from lit_llm.store.store import FINAL, MetricsFile, Store
 from lit_llm.studies import picking
+from lit_llm.studies.load import load_study
 from lit_llm.studies.picking import Picker
+from lit_llm.studies.runs import runs_of
 
 
 def behave_as_host(name: str, skew: float) -> None:
@@ -184,11 +187,22 @@ def time_commands(folder: Path, count: int) -> dict[str, float]:
     for number in range(40):
         (folder / f"{number}.txt").write_text(f"it was the best of times number {number} " * 200)
     arms = "".join(
-        f"  lr{number}: {{pretrain.training.optimizer.learning_rate: {1e-5 * (number + 1):.6g}}}\n"
+        f"  lr{number}: {{pretrain: {{training: {{optimizer: {{lr: {1e-6 * (number + 1):.6f}}}}}}}}}\n"
         for number in range(max(count // 10, 1))
     )
     path, root = folder / "many.yaml", folder / "store"
     path.write_text(STUDY.format(corpus=f"{folder}/*.txt", seeds=list(range(10)), arms=arms))
+    store = Store(root).open()
+    ablation = load_study(path)
+    runs = runs_of(ablation, store)
+    origin = provenance(runs[0].experiment)
+    for run in runs:
+        file = MetricsFile(run.last.metrics_file)
+        for step in range(1, 51):
+            file.append(step, {"train/loss": 5.5 / step, "val/target_nll": 5.6 / step, "train/grad_norm": 1.0})
+        file.close()
+        metrics = {"train/loss": 0.11, "val/target_nll": 0.11}
+        run.last.finish({"state": "done", "steps": 50, "metrics": metrics, "provenance": origin, "flops": 1e9})
     found = {}
     for words in (("plan",), ("status", "--json")):
         began = time.perf_counter()
@@ -200,7 +214,7 @@ def time_commands(folder: Path, count: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--stages", type=int, nargs="*", default=[1000, 10_000, 100_000])
     parser.add_argument("--workers", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=0.02, help="of the work of a stage")
     parser.add_argument("--hosts", type=int, default=20)
@@ -208,9 +222,7 @@ def main() -> None:
     parser.add_argument("--deaths", type=float, default=0.002, help="probability that a worker dies in a stage")
     parser.add_argument("--latency", type=float, default=0.001, help="seconds that each access to a file takes longer")
     parser.add_argument("--skew", type=float, default=5 * 3600.0, help="seconds by which clocks are wrong")
-    parser.add_argument(
-        "--study", type=int, nargs="*", default=[], help="runs of studies that commands are timed on"
-    )
+    parser.add_argument("--study", type=int, nargs="*", default=[], help="runs of studies that commands are timed on")
     parser.add_argument("--folder", type=Path, help="where the stores are made")
     options = parser.parse_args()
     os.environ[VARIABLE] = options.locks
