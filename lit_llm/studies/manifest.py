@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from lit_llm.launch.devices import machine_slots
 from lit_llm.store.store import Store, read_json, write_json
 from lit_llm.studies.launched import Places, Progress
 from lit_llm.studies.observer import Observer
-from lit_llm.studies.stage_executor import StageExecutor, StageQueue, Work
+from lit_llm.studies.stage_executor import StageExecutor, Work, picker_of
 from lit_llm.studies.supervise import Supervision
 
 FILE = "manifest.json"
@@ -45,15 +46,15 @@ def follow_stages(
     places: Places, study: Path, manifest: Manifest, store: Store, observer: Observer, poll: Callable[[], None]
 ) -> bool:
     """Have places compute the stages of a manifest; returns whether it was interrupted."""
-    queue, total = StageQueue(store, manifest.stages), len(manifest.stages)
+    picker = picker_of(store, manifest.stages)
 
     def command(folder: Path) -> list[str]:
         manifest.write(folder / FILE)
         return ["work", str(folder / FILE), "--store", str(store.root)]
 
     def progress() -> Progress:
-        can_begin = queue.first() is not None
-        return Progress(total - len(queue.waiting), not queue.waiting, can_begin)
+        can_begin = picker.next() is not None
+        return Progress(picker.count, picker.over, can_begin)
 
     return places.follow(study, command, progress, observer, poll)
 
@@ -67,5 +68,5 @@ def work_on(file: Path, store: Store, observer: Observer) -> bool:
         slots=machine_slots(manifest.max_parallel),
         observer=observer,
         supervision=manifest.supervision,
-        waits=False,
+        picker=picker_of(store, manifest.stages, random.random(), file.parent / "ended"),
     ).execute()

@@ -66,9 +66,14 @@ class Picker:
             self._wait(name, first=False)
 
     @property
+    def count(self) -> int:
+        """Number of stages that have ended or can never begin, as far as `next` has seen."""
+        return len(self._ended)
+
+    @property
     def over(self) -> bool:
         """True once every stage has ended or can never begin, as far as `next` has seen."""
-        return len(self._ended) == len(self.parents)
+        return self.count == len(self.parents)
 
     def next(self) -> str | None:
         """A stage that can be claimed now; None where all are over, held by others, or wait for those.

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.runs.worker import preloaded, run_stage
 from lit_llm.store.disk import DiskError, check_exists
 from lit_llm.store.locks import Busy
-from lit_llm.store.store import FINAL, Stage, Store
+from lit_llm.store.store import Stage, Store
 from lit_llm.studies.observer import Observer
+from lit_llm.studies.picking import Picker
 from lit_llm.studies.runs import Run, StoredStage
 from lit_llm.studies.supervise import Supervision, Supervisor
 
@@ -39,39 +41,9 @@ class Work:
         return cls(run.name_at(step), step.node.fingerprint, tuple(step.node.parents), execution.threads)
 
 
-class StageQueue:
-    """Stages that have not ended, as the store shows them; several processes may take from the same stages."""
-
-    def __init__(self, store: Store, todo: Sequence[Work]) -> None:
-        self.store, self.waiting, self.taken = store, list(todo), dict[str, Work]()
-
-    def take(self) -> Work | None:
-        """Take the next stage that can begin: its parents are done, and no other process works on it."""
-        work = self.first()
-        if work is not None:
-            self.waiting.remove(work)
-            self.taken[work.fingerprint] = work
-        return work
-
-    def first(self) -> Work | None:
-        """The next stage that can begin. Stages that have ended, or never can begin, leave the queue."""
-        coming = self.taken.keys() | {work.fingerprint for work in self.waiting}
-        for work in [*self.waiting]:
-            state = self.store.stage(work.fingerprint).status()["state"]
-            unfinished = self._unfinished_parents(work)
-            if state in (*FINAL, "failed", "out_of_memory") or not unfinished <= coming:
-                self.waiting.remove(work)
-                coming.discard(work.fingerprint)
-            elif state != "running" and not unfinished:
-                return work
-        return None
-
-    def put_back(self, work: Work) -> None:
-        """Queue a taken stage again, behind the others."""
-        self.waiting.append(work)
-
-    def _unfinished_parents(self, work: Work) -> set[str]:
-        return {name for name in work.parents if self.store.stage(name).status()["state"] != "done"}
+def picker_of(store: Store, todo: Sequence[Work], offset: float = 0.0, notes: Path | None = None) -> Picker:
+    """A picker of these stages."""
+    return Picker(store, {work.fingerprint: work.parents for work in todo}, offset, notes)
 
 
 class StageExecutor:
@@ -86,13 +58,19 @@ class StageExecutor:
         observer: Observer,
         supervision: Supervision,
         poll: Callable[[], None] = lambda: None,
-        waits: bool = True,
+        picker: Picker | None = None,
     ) -> None:
-        """waits: wait for stages that others execute, and take them over where those die; else leave them."""
-        self.store, self.slots, self.observer, self.poll, self.waits = store, slots, observer, poll, waits
+        """Make an executor. `todo` has each stage after its parents.
+
+        picker: chooses the stages, and stages that others execute are left to them. By default this process waits for
+        those, and takes them over where their processes die.
+        """
+        self.store, self.slots, self.observer, self.poll = store, slots, observer, poll
         self.supervisor = Supervisor(store, supervision, observer)
         self.grace_seconds = supervision.grace_seconds
-        self.queue = StageQueue(store, todo)
+        self.waits, self.picker = picker is None, picker or picker_of(store, todo)
+        self.work = {work.fingerprint: work for work in todo}
+        self.running: set[str] = set()
 
     def execute(self) -> bool:
         """Execute all stages; returns whether it was interrupted."""
@@ -113,24 +91,32 @@ class StageExecutor:
 
     def _tasks(self) -> Iterator[Task | None]:
         while True:
-            if (work := self.queue.take()) is not None:
-                yield self._task(work)
-            elif self.queue.taken or (self.queue.waiting and self.waits):  # a running stage may be restarted
+            if (name := self._next()) is not None:
+                self.running.add(name)
+                yield self._task(self.work[name])
+            elif self.running or (self.waits and not self.picker.over):  # a running stage may be restarted
                 yield None
             else:
                 return
+
+    def _next(self) -> str | None:
+        for _ in range(len(self.running) + 1):  # a process that has just begun has not claimed its stage yet
+            if (name := self.picker.next()) not in self.running:
+                return name
+        return None
 
     def _task(self, work: Work) -> Task:
         log = self.store.stage(work.fingerprint).log_file
         return Task(work.name, run_stage, (self.store.root, work.fingerprint), log=log, threads=work.threads)
 
     def _finish(self, outcome: Outcome) -> None:
-        work = self.queue.taken.pop(outcome.task.arguments[1])
-        stage = self.store.stage(work.fingerprint)
+        name = outcome.task.arguments[1]
+        self.running.discard(name)
+        stage = self.store.stage(name)
         note_end(stage, outcome, self.observer)
         self.observer.stage_ended(outcome.task.name, outcome.value or outcome.error or outcome.status)
-        if self.supervisor.restart(outcome) or outcome.value == "running":
-            self.queue.put_back(work)  # behind the others: they may be what has taken its memory
+        if not self.supervisor.restart(outcome) and outcome.value != "running":
+            self.picker.ended(name, stage.status()["state"])  # else it is picked again, after the others
 
 
 def note_end(stage: Stage, outcome: Outcome, observer: Observer) -> None:
