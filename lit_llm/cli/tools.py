@@ -1,4 +1,4 @@
-"""Tools: schema, profile, ui, store rebase, store gc."""
+"""Tools: schema, profile, ui, and those for stores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import webbrowser
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,9 @@ from lit_llm.cli.options import (
     relative_path,
 )
 from lit_llm.config.problems import InputError, Problem
+
+if TYPE_CHECKING:
+    from lit_llm.store.mirror import Copied
 
 
 @app.command()
@@ -185,6 +188,46 @@ def store_rebase(store: StoreOption = DEFAULT_STORE) -> None:
         return
     rows = ", ".join(f"{number} of {table}" for table, number in done.rows.items())
     print(f"from {', '.join(map(str, done.old))}\nto   {done.new}\nrewritten: {rows}")
+
+
+Address = Annotated[
+    str, typer.Argument(metavar="ADDRESS", help="A folder, s3://bucket/path, or another address of fsspec.")
+]
+
+
+@store_app.command("push")
+def store_push(address: Address, store: StoreOption = DEFAULT_STORE) -> None:
+    """Copy finished results to another address; what is there already is left.
+
+    Results, weights, metrics and reports are copied; tokenised data and MLflow's records are not. Example: lit-llm store
+    push s3://results/run7
+    """
+    from lit_llm.store.mirror import push
+
+    _print_copied("copied", push(open_store(store), address, _log_copy))
+
+
+@store_app.command("pull")
+def store_pull(address: Address, store: StoreOption = DEFAULT_STORE) -> None:
+    """Copy results from an address that `store push` has filled; what the store has stays as it is.
+
+    `lit-llm run STUDY` then computes only what is missing, and records all in MLflow. Example: lit-llm store pull
+    s3://results/run7 --store mlruns
+    """
+    from lit_llm.store.mirror import pull
+
+    _print_copied("fetched", pull(open_store(store), address, _log_copy))
+
+
+def _log_copy(name: str) -> None:
+    if sys.stderr.isatty():
+        print(f"{name} ...", file=sys.stderr, flush=True)
+
+
+def _print_copied(verb: str, copied: Copied) -> None:
+    from lit_llm.report.text import size
+
+    print(f"{verb}: {copied.stages} stages, {copied.files} files, {size(copied.bytes)}")
 
 
 @store_app.command("rebuild-mlflow")
