@@ -199,8 +199,8 @@ Address = Annotated[
 def store_push(address: Address, store: StoreOption = DEFAULT_STORE) -> None:
     """Copy finished results to another address; what is there already is left.
 
-    Results, weights, metrics and reports are copied; tokenised data and MLflow's records are not. Example: lit-llm store
-    push s3://results/run7
+    Results, weights, metrics and reports are copied; tokenised data and MLflow's records are not. Example: lit-llm
+    store push s3://results/run7
     """
     from lit_llm.store.mirror import push
 
