@@ -87,7 +87,7 @@ def work(store: Store, parents: dict[str, tuple[str, ...]], number: int, options
         picking_seconds = time.perf_counter() - began
         while not picker.over:
             began = time.perf_counter()
-            name = picker.next()
+            name = picker.take()
             picking_seconds += time.perf_counter() - began
             if name is None:
                 time.sleep(pause * chance.uniform(0.5, 1.5))
@@ -106,12 +106,11 @@ def work(store: Store, parents: dict[str, tuple[str, ...]], number: int, options
                     stage.finish({"state": "done"})
                     finished.write(name + "\n")
                     picker.ended(name, "done")
-            except Busy:
-                looks["busy"] += 1
-            except Superseded:
-                looks["superseded"] += 1
-    content = {"picking_seconds": picking_seconds, "looks": looks["looks"], "busy": looks["busy"]}
-    (store.root / "counts" / f"{number}-{os.getpid()}").write_text(json.dumps(content | {"late": looks["superseded"]}))
+            except (Busy, Superseded) as reason:
+                looks[type(reason).__name__] += 1
+                picker.put_back(name)
+    content = {"picking_seconds": picking_seconds, "looks": 0, "Busy": 0, "Superseded": 0, **looks}
+    (store.root / "counts" / f"{number}-{os.getpid()}").write_text(json.dumps(content))
 
 
 def simulate(store: Store, names: list[str], options: argparse.Namespace) -> dict[str, float]:
@@ -162,8 +161,8 @@ def simulate(store: Store, names: list[str], options: argparse.Namespace) -> dic
         "picking_seconds_of_a_worker": statistics.median(each["picking_seconds"] for each in counts),
         "looks_of_a_worker": statistics.median(each["looks"] for each in counts),
         "looks": sum(each["looks"] for each in counts),
-        "busy": sum(each["busy"] for each in counts),
-        "late_holders": sum(each["late"] for each in counts),
+        "busy": sum(each["Busy"] for each in counts),
+        "late_holders": sum(each["Superseded"] for each in counts),
     }
 
 
@@ -176,9 +175,8 @@ base:
     data: {{corpus: {{kind: text, files: ["{corpus}"]}}, tokenizer: bytes}}
     training: {{max_steps: 2, schedule: {{warmup_steps: 1}}}}
     validation: {{times: 1, sequences: 16}}
+grid: {{design: factorial, factors: {{pretrain.training.optimizer.lr: {levels}}}}}
 seeds: {seeds}
-arms:
-{arms}
 """
 
 
@@ -186,12 +184,9 @@ def time_commands(folder: Path, count: int) -> dict[str, float]:
     """Seconds of `status --json` and `plan` for a study of `count` runs with results, 10 seeds an arm."""
     for number in range(40):
         (folder / f"{number}.txt").write_text(f"it was the best of times number {number} " * 200)
-    arms = "".join(
-        f"  lr{number}: {{pretrain: {{training: {{optimizer: {{lr: {1e-6 * (number + 1):.6f}}}}}}}}}\n"
-        for number in range(max(count // 10, 1))
-    )
+    levels = [round(1e-6 * (number + 1), 6) for number in range(max(count // 10, 1))]
     path, root = folder / "many.yaml", folder / "store"
-    path.write_text(STUDY.format(corpus=f"{folder}/*.txt", seeds=list(range(10)), arms=arms))
+    path.write_text(STUDY.format(corpus=f"{folder}/*.txt", seeds=list(range(10)), levels=levels))
     store = Store(root).open()
     ablation = load_study(path)
     runs = runs_of(ablation, store)

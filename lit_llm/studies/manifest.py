@@ -53,8 +53,9 @@ def follow_stages(
         return ["work", str(folder / FILE), "--store", str(store.root)]
 
     def progress() -> Progress:
-        can_begin = picker.next() is not None
-        return Progress(picker.count, picker.over, can_begin)
+        if (name := picker.take()) is not None:
+            picker.put_back(name)
+        return Progress(picker.count, picker.over, can_begin=name is not None)
 
     return places.follow(study, command, progress, observer, poll)
 

@@ -22,15 +22,16 @@ from lit_llm.store.store import FINAL, Store, read_json, write_json
 BLOCK = 128
 """Stages of one note."""
 LOOKS = 64
-"""Most files of stages held by others that one call of `next` looks at."""
+"""Most files of stages held by others that one call of `take` looks at."""
 IN_VAIN = 8
 """Stages found to have ended before the notes are read again."""
+GIVEN_UP = "given up"
 NOT_TRIED = ("failed", "out_of_memory")
 """States that end a stage until somebody asks for it again."""
 
 
 class Picker:
-    """Picks stages for one worker. It asks again after each stage, and after a while where all are held by others."""
+    """Picks stages for one worker, which asks again when a stage has ended, or after a while where others hold all."""
 
     def __init__(
         self, store: Store, parents: Mapping[str, Sequence[str]], offset: float = 0.0, notes: Path | None = None
@@ -48,7 +49,7 @@ class Picker:
         self.store, self.notes = store, notes
         self.parents = parents
         self._ended: dict[str, str] = {}
-        """{stage that has ended: its state; `lost` after a parent that is not done}."""
+        """{stage that has ended: its state; `lost` or `given up` like its parent}."""
         self._children: dict[str, list[str]] = {}
         """{stage: those that wait for it}."""
         self._queue: deque[str] = deque()
@@ -67,18 +68,18 @@ class Picker:
 
     @property
     def count(self) -> int:
-        """Number of stages that have ended or can never begin, as far as `next` has seen."""
+        """Number of stages that have ended or can never begin, as far as `take` has seen."""
         return len(self._ended)
 
     @property
     def over(self) -> bool:
-        """True once every stage has ended or can never begin, as far as `next` has seen."""
+        """True once every stage has ended or can never begin, as far as `take` has seen."""
         return self.count == len(self.parents)
 
-    def next(self) -> str | None:
-        """A stage that can be claimed now; None where all are over, held by others, or wait for those.
+    def take(self) -> str | None:
+        """Take a stage that can be claimed now; None where all are over, taken, held by others, or wait for those.
 
-        The caller tells with `ended` how it ended. A stage that another worker claims first is picked again later.
+        It is taken until the caller calls `ended`, `give_up`, or `put_back`, say where another worker was faster.
         """
         held = 0
         while self._queue and held < LOOKS:
@@ -93,11 +94,19 @@ class Picker:
                 self._in_vain += 1
                 self.ended(name, state)
                 continue
-            self._queue.rotate(-1)  # others first, until it is known to have ended
             if not is_locked(self.store.stage(name).folder / "lock"):
-                return name
+                return self._queue.popleft()
+            self._queue.rotate(-1)
             held += 1
         return None
+
+    def put_back(self, name: str) -> None:
+        """Queue a taken stage again, behind the others."""
+        self._queue.append(name)
+
+    def give_up(self, name: str) -> None:
+        """Leave a taken stage, and those after it, to other workers."""
+        self.ended(name, GIVEN_UP)
 
     def ended(self, name: str, state: str) -> None:
         """Remember that a stage has ended, in one of the states that are not tried again."""
@@ -108,12 +117,12 @@ class Picker:
                 continue
             self._ended[name] = state
             block = self._block_of[name]
-            self._open[block] -= 1
+            self._open[block] -= state != GIVEN_UP
             if not self._open[block]:
                 self._note(block)
             children = self._children.pop(name, [])
             if state != "done":
-                waiting += [(child, "lost") for child in children]
+                waiting += [(child, _after(state)) for child in children]
             else:
                 for child in reversed(children):
                     self._wait(child, first=True)
@@ -125,7 +134,7 @@ class Picker:
             if state is None and parent not in self.parents:
                 state = self._state(parent) or "pending"
             if state not in (None, "done"):
-                self.ended(name, "lost")
+                self.ended(name, _after(state or ""))
                 return
             if state is None:
                 self._children.setdefault(parent, []).append(name)
@@ -177,6 +186,11 @@ class Picker:
             self._noted.add(block)
             for stage in self._blocks[block]:
                 self.ended(stage, str(others.get(stage, "done")))
+
+
+def _after(state: str) -> str:
+    """State of a stage whose parent has ended in a state that is not `done`."""
+    return GIVEN_UP if state == GIVEN_UP else "lost"
 
 
 def _files(folder: Path) -> Iterable[Path]:

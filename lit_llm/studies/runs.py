@@ -148,15 +148,15 @@ class Run:
         """Whether a stage's result has another provenance (code, device, threads, ...) than it would have now."""
         return any(self.stale_at(step) for step in self.steps)
 
-    def stale_at(self, step: StoredStage) -> bool:
-        """Whether this stage's result has another provenance than it would have now."""
-        result = step.stage.result()
+    def stale_at(self, step: StoredStage, result: Mapping[str, Any] | None = None) -> bool:
+        """True where a stage's result has another provenance than it would have now. result: read when absent."""
+        result = result or step.stage.result()
         return result is not None and not same_provenance(result["provenance"], self.provenance_of(step))
 
     def provenance_of(self, step: StoredStage) -> dict[str, Any]:
         """The provenance that a stage's result would have now."""
-        parents = {other.node.fingerprint: other.stage.result() or {} for other in self.steps}
-        begins = [parents[name].get("weights") for name in step.node.parents if name in parents]
+        stages = {other.node.fingerprint: other.stage for other in self.steps}
+        begins = [(stages[name].result() or {}).get("weights") for name in step.node.parents if name in stages]
         return provenance(
             self.experiment_at(step), step.node.after, step.node.kind == "evaluate", weights_digest(begins)
         )
@@ -292,7 +292,9 @@ def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     for run in runs:
         for step in run.steps:
             node, stage = step.node, step.stage
-            status, last = stage.status(), last_metrics(stage)
+            status = stage.status()
+            result = status if status["state"] in FINAL else None
+            last = (0, {}) if status.get("metrics") and "steps" in status else last_metrics(stage)
             yield {
                 "arm": run.arm.name,
                 "seed": run.seed,
@@ -309,7 +311,7 @@ def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                 "notes": status.get("notes", []),
                 "step": status.get("steps", last[0]),
                 "max_steps": max_steps(run, node),
-                "stale": run.stale_at(step),
+                "stale": run.stale_at(step, result),
                 "log": str(stage.log_file) if stage.log_file.exists() else None,
             }
 

@@ -16,9 +16,9 @@ from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.runs.worker import preloaded, run_stage
 from lit_llm.store.disk import DiskError, check_exists
 from lit_llm.store.locks import Busy
-from lit_llm.store.store import Stage, Store
+from lit_llm.store.store import FINAL, Stage, Store
 from lit_llm.studies.observer import Observer
-from lit_llm.studies.picking import Picker
+from lit_llm.studies.picking import NOT_TRIED, Picker
 from lit_llm.studies.runs import Run, StoredStage
 from lit_llm.studies.supervise import Supervision, Supervisor
 
@@ -91,19 +91,13 @@ class StageExecutor:
 
     def _tasks(self) -> Iterator[Task | None]:
         while True:
-            if (name := self._next()) is not None:
+            if (name := self.picker.take()) is not None:
                 self.running.add(name)
                 yield self._task(self.work[name])
             elif self.running or (self.waits and not self.picker.over):  # a running stage may be restarted
                 yield None
             else:
                 return
-
-    def _next(self) -> str | None:
-        for _ in range(len(self.running) + 1):  # a process that has just begun has not claimed its stage yet
-            if (name := self.picker.next()) not in self.running:
-                return name
-        return None
 
     def _task(self, work: Work) -> Task:
         log = self.store.stage(work.fingerprint).log_file
@@ -115,8 +109,12 @@ class StageExecutor:
         stage = self.store.stage(name)
         note_end(stage, outcome, self.observer)
         self.observer.stage_ended(outcome.task.name, outcome.value or outcome.error or outcome.status)
-        if not self.supervisor.restart(outcome) and outcome.value != "running":
-            self.picker.ended(name, stage.status()["state"])  # else it is picked again, after the others
+        if self.supervisor.restart(outcome) or outcome.value == "running":
+            self.picker.put_back(name)  # behind the others: they may be what has taken its memory
+        elif (state := stage.status()["state"]) in (*FINAL, *NOT_TRIED):
+            self.picker.ended(name, state)
+        else:
+            self.picker.give_up(name)
 
 
 def note_end(stage: Stage, outcome: Outcome, observer: Observer) -> None:

@@ -64,7 +64,7 @@ def work(pickers: list[Picker], seed: int, states: dict[str, str]) -> list[str]:
     turns, order = random.Random(seed), []
     while not all(picker.over for picker in pickers):
         picker = turns.choice(pickers)
-        if (name := picker.next()) is not None:
+        if (name := picker.take()) is not None:
             order.append(name)
             compute(picker, name, states.get(name, "done"))
     return order
@@ -88,23 +88,45 @@ def test_workers_compute_each_stage_once_after_its_parents_and_none_after_a_fail
     for name in order:
         assert all(order.index(parent) < order.index(name) for parent in graph[name])
     late = Picker(store, graph, 0.3, folder)
-    assert late.next() is None
+    assert late.take() is None
     assert late.over
 
 
 def test_what_another_worker_holds_is_left_to_it_and_picked_once_it_is_free(store: Store) -> None:
     picker = Picker(store, chains(2, length=1))
     with locked(store.stage(name_of(0)).folder / "lock"):
-        assert picker.next() == name_of(1)
+        assert picker.take() == name_of(1)
         compute(picker, name_of(1))
-        assert picker.next() is None
+        assert picker.take() is None
         assert not picker.over
-    assert picker.next() == name_of(0)
+    assert picker.take() == name_of(0)
+
+
+def test_a_taken_stage_is_taken_once_and_again_when_it_is_put_back(store: Store) -> None:
+    picker = Picker(store, chains(2, length=1))
+    assert [picker.take() for _ in range(3)] == [name_of(0), name_of(1), None]
+    picker.put_back(name_of(0))
+    assert [picker.take() for _ in range(2)] == [name_of(0), None]
+
+
+def test_what_a_worker_gives_up_is_left_to_others(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picking, "BLOCK", 2)
+    graph, folder = chains(2, length=2), store.root / "notes"
+    picker = Picker(store, graph, 0.0, folder)
+    assert picker.take() == name_of(0)
+    picker.give_up(name_of(0))
+    assert picker.take() == name_of(2)
+    compute(picker, name_of(2))
+    assert picker.take() == name_of(3)
+    compute(picker, name_of(3))
+    assert picker.over
+    assert [path.name[:2] for path in folder.iterdir()] == ["1-"]
+    assert Picker(store, graph, 0.0, folder).take() == name_of(0)
 
 
 def test_a_worker_begins_at_its_own_place(store: Store) -> None:
     graph = chains(8, length=1)
-    assert [Picker(store, graph, offset).next() for offset in (0.0, 0.5, 0.99, 1.25)] == [
+    assert [Picker(store, graph, offset).take() for offset in (0.0, 0.5, 0.99, 1.25)] == [
         name_of(0), name_of(4), name_of(7), name_of(2),
     ]  # fmt: skip
 
@@ -115,16 +137,16 @@ def test_a_stage_that_has_ended_is_looked_at_once_and_children_only_after_their_
     graph = chains(6)
     first = Picker(store, graph)
     for _ in range(3):
-        name = first.next()
+        name = first.take()
         assert name is not None
         compute(first, name)
     looks.clear()
     other = Picker(store, graph)
-    assert other.next() == name_of(3)
+    assert other.take() == name_of(3)
     assert looks == {name_of(0): 1, name_of(1): 1, name_of(2): 1, name_of(3): 1}
     with locked(store.stage(name_of(3)).folder / "lock"):
         for _ in range(4):
-            other.next()
+            other.take()
     assert looks[name_of(0)] == 1
     assert looks[name_of(4)] == looks[name_of(5)] == 0
 
@@ -137,13 +159,13 @@ def test_the_end_is_known_from_notes_without_a_look_at_each_stage(
     work([Picker(store, graph, worker / 5, folder) for worker in range(5)], 0, {name_of(7): "diverged"})
     looks.clear()
     late = Picker(store, graph, 0.4, folder)
-    assert late.next() is None
+    assert late.take() is None
     assert late.over
     assert not looks
     assert late._ended[name_of(7)] == "diverged"
     (next(folder.glob("0-*.mixed"))).write_text("{")  # damaged: its 20 stages are looked at
     again = Picker(store, graph, 0.4, folder)
-    assert again.next() is None
+    assert again.take() is None
     assert again.over
     assert sum(looks.values()) == 20
 
@@ -153,7 +175,7 @@ def test_notes_of_another_list_are_not_taken(store: Store, looks: Counter[str]) 
     work([Picker(store, chains(4), 0.0, folder)], 0, {})
     longer = Picker(store, chains(5), 0.0, folder)
     looks.clear()
-    assert longer.next() == name_of(12)
+    assert longer.take() == name_of(12)
     assert len(looks) == 13
 
 
@@ -163,4 +185,4 @@ def test_a_parent_outside_the_list_has_to_be_done(store: Store) -> None:
     assert picker.over
     with outside.claim():
         outside.finish({"state": "done"})
-    assert Picker(store, {name_of(0): (name_of(50),)}).next() == name_of(0)
+    assert Picker(store, {name_of(0): (name_of(50),)}).take() == name_of(0)
