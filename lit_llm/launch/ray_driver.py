@@ -38,9 +38,10 @@ class PlaceActor:
         log = Path(order["log"])
         log.parent.mkdir(parents=True, exist_ok=True)
         self._socket, theirs = socket.socketpair()
+        program = [order["python"], "-m", "lit_llm.launch.supervised", str(order["grace_seconds"]), str(os.getppid())]
         with log.open("ab") as output, theirs:
             subprocess.run(
-                [order["python"], "-m", "lit_llm.launch.supervised", str(order["grace_seconds"]), *order["command"]],
+                [*program, *order["command"]],
                 cwd=order["folder"],
                 env={**order["environment"], GPU_VARIABLE: gpus},
                 stdin=theirs,
@@ -190,7 +191,8 @@ def reason(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if "creation task" in message:
         return lines[-1]
-    return next((line for line in lines if line.startswith("The actor is dead because")), lines[0])
+    death = next((line for line in lines if line.startswith("The actor is dead because")), lines[0])
+    return death.partition(" Some common causes")[0]
 
 
 def main() -> None:
@@ -203,7 +205,8 @@ def main() -> None:
         try:
             answer = {"value": getattr(driver, request["method"])(**request["arguments"])}
         except Exception as error:  # whatever Ray raises, the engine tells the user
-            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+            reasons = [f"{type(each).__name__}: {each}" for each in (error, error.__cause__) if each is not None]
+            answer = {"error": " ".join(" - ".join(reasons).split())}
         print(json.dumps(answer), file=answers, flush=True)
 
 
