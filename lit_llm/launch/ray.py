@@ -128,7 +128,9 @@ class RayEngine:
         self._address = address or "this machine"
         if address not in (None, "auto") and not _listens(address):  # Ray would try for a minute
             raise EngineError(f"Ray on {address}: nothing listens there; {NO_CLUSTER}")
-        self._driver = _DriverProcess()
+        # Ray gives a cluster that it starts for one program a token, which other programs of the user may use.
+        mode = {} if self.settings.address else {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
+        self._driver = _DriverProcess({**DRIVER_VARIABLES, **mode})
         self._address = self._request(
             "connect",
             CONNECT_SECONDS,
@@ -155,14 +157,14 @@ class _DriverError(Exception):
 class _DriverProcess:
     """The process of ray_driver.py."""
 
-    def __init__(self) -> None:
+    def __init__(self, variables: Mapping[str, str]) -> None:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "lit_llm.launch.ray_driver"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._output,
-            env={**os.environ, **import_path(), **DRIVER_VARIABLES},
+            env={**os.environ, **import_path(), **variables},
             start_new_session=True,  # Ctrl-C in the terminal is for the coordinator
         )
 

@@ -237,7 +237,8 @@ def test_a_lost_head_is_an_error_with_the_next_step_and_a_new_head_takes_new_pla
             engine.close()
 
 
-def test_a_cluster_that_is_started_here_ends_with_the_engine(tmp_path: Path) -> None:
+def test_a_cluster_that_is_started_here_ends_with_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray keeps the cluster's token there
     engine, other = RayEngine(), RayEngine()
     try:
         started = Started(engine, tmp_path)
