@@ -5,8 +5,8 @@ coordinator (RayEngine) ── JSON ──▶ ray_driver ── Ray ──▶ Pl
                                                             │ socket
                                                             └──▶ supervised ──▶ command
 ```
-Whatever of this chain dies, the command is asked to save and end, and killed after a grace. Only the coordinator and
-its driver may go: the places of a cluster that was not started here work on.
+The coordinator and its driver may go: places work on, and another coordinator finds them by their ids. When anything
+else of this chain dies, the command is asked to save and end, and killed after a grace.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.launch.child import kill_group
+from lit_llm.launch.devices import cores
 from lit_llm.launch.engine import EngineError, Needs, Place
-from lit_llm.launch.local import cores
 from lit_llm.launch.process import import_path
 from lit_llm.launch.ray_settings import RaySettings
 
@@ -36,7 +36,6 @@ LOST_GRACE = 30.0
 """Seconds in which a command saves and ends after the loss of its actor; more than the 25 of the command itself."""
 CONNECT_SECONDS = 120.0
 REQUEST_SECONDS = 30.0
-CLOSE_SECONDS = 15.0
 DRIVER_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Seconds without the head after which the driver ends; Ray waits for 60.
@@ -103,7 +102,7 @@ class RayEngine:
         return folder / f"place-{id.rpartition('_')[2]}.txt"
 
     def close(self) -> None:
-        """End the connection, and the cluster where it was started here."""
+        """End the connection. A cluster that was started here ends after its last place."""
         if self._driver is not None:
             self._driver.close()
             self._driver = None
@@ -126,7 +125,7 @@ class RayEngine:
         if importlib.util.find_spec("ray") is None:
             raise EngineError("the Ray launcher needs the `ray` library: pip install 'lit-llm[ray]'")
         self._address = address or "this machine"
-        if address not in (None, "auto") and not _listens(address):  # Ray would try for a minute
+        if address and ":" in address and not _listens(address):  # Ray would try for a minute
             raise EngineError(f"Ray on {address}: nothing listens there; {NO_CLUSTER}")
         # Ray gives a cluster that it starts for one program a token, which other programs of the user may use.
         mode = {} if self.settings.address else {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
@@ -158,7 +157,7 @@ class _DriverProcess:
     """The process of ray_driver.py."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "lit_llm.launch.ray_driver"],
             stdin=subprocess.PIPE,
@@ -193,13 +192,10 @@ class _DriverProcess:
         return answer["value"]
 
     def close(self) -> None:
-        """End the process, and with it a cluster that it has started."""
+        """Let the process end: now, or after the last place of a cluster that it has started."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
-        with suppress(subprocess.TimeoutExpired):  # it waits for a head that is gone
-            self._process.wait(CLOSE_SECONDS)
-        self.kill()
 
     def kill(self) -> None:
         """Kill the process. Ray ends a cluster that it has started."""
@@ -219,6 +215,8 @@ class _DriverProcess:
 
 def lacking(needs: Needs, nodes: Sequence[Mapping[str, Any]], cluster: str) -> str | None:
     """What no node has; None where a node has it all."""
+    if needs.gpus > 1 and not float(needs.gpus).is_integer():
+        return f"Ray gives out whole GPUs above 1, not {needs.gpus:g}"
     if needs.nodes > 1:
         return f"a place on Ray is on one node, not on {needs.nodes}"
     wanted = {"CPU": needs.cpus, "GPU": needs.gpus, "memory": (needs.memory_gb or 0) * 1e9}

@@ -77,6 +77,7 @@ class Driver:
 
     def __init__(self) -> None:
         self._actors: dict[str, tuple[Any, Any]] = {}  # {name: (handle, the answer of its node())}
+        self._is_owner = False
         self._ends: dict[str, str] = {}  # {name: reason}
 
     def connect(self, address: str | None, cpus: int, system_config: dict[str, int]) -> str:
@@ -96,7 +97,15 @@ class Driver:
             logging_level="ERROR",
             **(started_here if address is None else {}),
         )
+        self._is_owner = address is None
         return ray.get_runtime_context().gcs_address
+
+    def wait_for_places(self) -> None:
+        """Wait until a cluster that was started here has no place left: it ends with this process."""
+        import ray
+
+        while self._is_owner and ray.util.list_named_actors():
+            time.sleep(1)
 
     def nodes(self) -> list[dict[str, Any]]:
         """Living nodes: {"name": "10.0.0.2", "CPU": 8.0, "GPU": 1.0, "memory": bytes}."""
@@ -208,6 +217,7 @@ def main() -> None:
             reasons = [f"{type(each).__name__}: {each}" for each in (error, error.__cause__) if each is not None]
             answer = {"error": " ".join(" - ".join(reasons).split())}
         print(json.dumps(answer), file=answers, flush=True)
+    driver.wait_for_places()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ class RaySettings(Section):
     """Which cluster of Ray is used."""
 
     address: str | None = None
-    """`host:port` of the cluster's head, or `auto`: the cluster of this machine. Without one, a cluster of this machine
-    alone is started, which ends with the command."""
+    """`host:port` of the cluster's head, or `auto`: the cluster that this machine belongs to; null: a cluster of this
+    machine alone is started, and ends with its last place."""
     health_check_seconds: float = Field(0.5, gt=0)
     """Seconds between two checks of a node. This and the next three keys hold for a cluster that is started here; other
     clusters take them from `ray start --head --system-config`."""

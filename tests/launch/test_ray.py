@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from lit_llm.config.problems import InputError
-from lit_llm.config.section import validate
-from lit_llm.config.tree import tree
 from lit_llm.launch.engine import EngineError, Needs
 from lit_llm.launch.ray import RayEngine, lacking
 from lit_llm.launch.ray_driver import reason
@@ -54,10 +51,8 @@ def test_a_long_list_of_nodes_is_cut() -> None:
 
 
 def test_fractions_of_several_gpus_are_refused_as_ray_does() -> None:
-    assert validate(RaySettings, tree({"gpus": 0.25})).gpus == 0.25
-    assert validate(RaySettings, tree({"gpus": 2})).gpus == 2
-    with pytest.raises(InputError, match=r"gpus: Ray gives out whole GPUs above 1, not 1.5: write 2"):
-        validate(RaySettings, tree({"gpus": 1.5}))
+    assert lacking(Needs(gpus=1.0), [LARGE], "auto") is None
+    assert lacking(Needs(gpus=1.5), [{**LARGE, "GPU": 8.0}], "auto") == "Ray gives out whole GPUs above 1, not 1.5"
 
 
 def test_without_ray_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

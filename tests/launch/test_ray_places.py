@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +87,12 @@ def wait_until(happened: Callable[[], bool]) -> float:
         assert time.monotonic() - began < SECONDS, "this does not happen"
         time.sleep(0.05)
     return time.monotonic() - began
+
+
+def listens(host: str, port: int) -> bool:
+    with suppress(OSError), socket.create_connection((host, port)):
+        return True
+    return False
 
 
 def is_over(pid: int) -> bool:
@@ -237,18 +244,22 @@ def test_a_lost_head_is_an_error_with_the_next_step_and_a_new_head_takes_new_pla
             engine.close()
 
 
-def test_a_cluster_that_is_started_here_ends_with_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_is_started_here_outlives_its_engine_and_ends_with_its_last_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray keeps the cluster's token there
     engine, other = RayEngine(), RayEngine()
+    started = Started(engine, tmp_path)
+    ids = started.start(working())
+    started.wait_for(ids, "running")
+    engine.close()
     try:
-        started = Started(engine, tmp_path)
-        ids = started.start(working())
-        pid = started.report(ids[0])["pid"]
-        started.wait_for(ids, "running")
         assert [place.state for place in other.places(ids)] == ["running"], "another process finds it by the ids"
+        other.stop(ids, grace_seconds=20)
+        wait_until(lambda: is_over(started.report(ids[0])["pid"]))
+        assert {"saved": 15} in started.lines(ids[0])
     finally:
         other.close()
-        engine.close()
-    wait_until(lambda: is_over(pid))
-    assert {"saved": 15} in started.lines(ids[0])
+    host, _, port = ids[0].partition("/")[0].partition(":")
+    wait_until(lambda: not listens(host, int(port)))
     assert [place.state for place in RayEngine().places(ids)] == ["ended"]
