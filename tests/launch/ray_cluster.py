@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ import psutil
 from lit_llm.launch.ray_settings import RaySettings
 
 ONE_CPU = {"num_cpus": 1}
+MARK = "CLUSTER_OF_A_TEST"
+"""Variable that all processes of a cluster have."""
 
 
 class RayCluster:
@@ -51,6 +54,14 @@ class RayCluster:
 @contextmanager
 def ray_cluster(log: Path, nodes: Sequence[Mapping[str, float]] = (ONE_CPU, ONE_CPU)) -> Iterator[RayCluster]:
     """A cluster with these nodes, of which no process is left afterwards."""
+    mark = uuid.uuid4().hex
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "120",  # 30 are too few on a loaded machine
+        MARK: mark,
+    }
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.launch.ray_cluster", json.dumps(list(nodes))],
@@ -58,21 +69,22 @@ def ray_cluster(log: Path, nodes: Sequence[Mapping[str, float]] = (ONE_CPU, ONE_
             stdout=subprocess.PIPE,
             stderr=output,
             text=True,
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=environment,
             start_new_session=True,
         )
     assert process.stdin is not None
     try:
         yield RayCluster(process)
     finally:
-        members = psutil.Process(process.pid).children(recursive=True)
         with suppress(BrokenPipeError):
             process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        for member in (*members, process):
-            with suppress(psutil.NoSuchProcess):
-                member.kill()
+        # Helpers of a killed daemon have no parent that ends them.
+        for member in psutil.process_iter():
+            with suppress(psutil.Error):
+                if member.environ().get(MARK) == mark:
+                    member.kill()
         process.wait()
 
 
