@@ -24,8 +24,9 @@ class RaySettings(Section):
     """Seconds of silence after which a connection is tested, and as many until it counts as broken."""
 
     def system_config(self) -> dict[str, int]:
-        """Ray's own names for the health checks and the keepalive, in milliseconds."""
+        """Ray's own names for the health checks and the keepalive, in milliseconds, and runs at the usual priority."""
         return {
+            "worker_niceness": 0,  # Ray's 15 would let anything else on the machine come first
             "health_check_initial_delay_ms": 0,
             "health_check_period_ms": round(1000 * self.health_check_seconds),
             "health_check_timeout_ms": round(1000 * self.health_check_timeout_seconds),
