@@ -5,8 +5,8 @@ coordinator (RayEngine) ── JSON ──▶ ray_driver ── Ray ──▶ Pl
                                                             │ socket
                                                             └──▶ supervised ──▶ command
 ```
-Whatever of this chain dies, the command is asked to save and end, and killed after a grace. Only the coordinator and
-its driver may go: the places of a cluster that was not started here work on.
+The coordinator and its driver may go: places work on, and another coordinator finds them by their ids. When anything
+else of this chain dies, the command is asked to save and end, and killed after a grace.
 """
 
 from __future__ import annotations
@@ -35,10 +35,19 @@ from lit_llm.launch.ray_settings import RaySettings
 LOST_GRACE = 30.0
 """Seconds in which a command saves and ends after the loss of its actor; more than the 25 of the command itself."""
 CONNECT_SECONDS = 120.0
-REQUEST_SECONDS = 60.0
-CLOSE_SECONDS = 15.0
+REQUEST_SECONDS = 30.0
+DRIVER_VARIABLES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Seconds without the head after which the driver ends; Ray waits for 60.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+    "RAY_gcs_server_request_timeout_seconds": "20",
+}
+NO_CLUSTER = "start it with `ray start --head`, or correct `address`; this machine must be a node of the cluster"
+LOST_CLUSTER = "if its head is lost, start a new one and repeat the same command: finished stages are kept"
 MOST_NODES = 8
 """Nodes that a message lists."""
+MOST_CHARACTERS = 300
+"""Length of Ray's words in a message."""
 
 
 class RayEngine:
@@ -93,7 +102,7 @@ class RayEngine:
         return folder / f"place-{id.rpartition('_')[2]}.txt"
 
     def close(self) -> None:
-        """End the connection, and the cluster where it was started here."""
+        """End the connection. A cluster that was started here ends after its last place."""
         if self._driver is not None:
             self._driver.close()
             self._driver = None
@@ -103,7 +112,7 @@ class RayEngine:
         if not ids:
             return []
         address = self.settings.address
-        if self._driver is None and address is None:  # started by another process, or by none that still lives
+        if self._driver is None and address is None:  # started by another process, or by one that has ended
             address = ids[-1].rpartition("/")[0]
             if not _listens(address):
                 return []
@@ -115,8 +124,12 @@ class RayEngine:
             return
         if importlib.util.find_spec("ray") is None:
             raise EngineError("the Ray launcher needs the `ray` library: pip install 'lit-llm[ray]'")
-        self._driver = _DriverProcess()
         self._address = address or "this machine"
+        if address and ":" in address and not _listens(address):  # Ray would try for a minute
+            raise EngineError(f"Ray on {address}: nothing listens there; {NO_CLUSTER}")
+        # Ray gives a cluster that it starts for one program a token, which other programs of the user may use.
+        mode = {} if self.settings.address else {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
+        self._driver = _DriverProcess({**DRIVER_VARIABLES, **mode})
         self._address = self._request(
             "connect",
             CONNECT_SECONDS,
@@ -130,12 +143,9 @@ class RayEngine:
         try:
             return self._driver.ask(method, arguments, seconds)
         except _DriverError as error:
-            self.close()  # the next request connects anew
-            advice = (
-                "see that it was started, and that its head answers"
-                if method == "connect"
-                else ("once its head is there again, the same command goes on; finished stages are kept")
-            )
+            self._driver.kill()
+            self._driver = None  # the next request connects anew
+            advice = NO_CLUSTER if method == "connect" else LOST_CLUSTER
             raise EngineError(f"Ray on {self._address}: {error}; {advice}") from None
 
 
@@ -146,14 +156,14 @@ class _DriverError(Exception):
 class _DriverProcess:
     """The process of ray_driver.py."""
 
-    def __init__(self) -> None:
-        self._output = tempfile.TemporaryFile()
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "lit_llm.launch.ray_driver"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._output,
-            env={**os.environ, **import_path(), "RAY_USAGE_STATS_ENABLED": "0"},
+            env={**os.environ, **import_path(), **variables},
             start_new_session=True,  # Ctrl-C in the terminal is for the coordinator
         )
 
@@ -182,25 +192,31 @@ class _DriverProcess:
         return answer["value"]
 
     def close(self) -> None:
-        """End the process, and with it a cluster that it has started."""
+        """Let the process end: now, or after the last place of a cluster that it has started."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
-        try:
-            self._process.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:  # it waits for a head that is gone
-            kill_group(self._process.pid)
-            self._process.wait()
+
+    def kill(self) -> None:
+        """Kill the process. Ray ends a cluster that it has started."""
+        kill_group(self._process.pid)
+        self._process.wait()
         self._output.close()
 
     def _last_words(self) -> str:
+        """How the process ended, and the last line of its output that is not a report about a worker."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
         self._output.seek(0)
-        lines = self._output.read().decode(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "without a message")
+        lines = [line.strip() for line in self._output.read().decode(errors="replace").split("\n")]
+        last = next((line for line in reversed(lines) if line and "(raylet)" not in line), "no message")
+        return f"exit status {self._process.returncode}, {last[:MOST_CHARACTERS]}"
 
 
 def lacking(needs: Needs, nodes: Sequence[Mapping[str, Any]], cluster: str) -> str | None:
     """What no node has; None where a node has it all."""
+    if needs.gpus > 1 and not float(needs.gpus).is_integer():
+        return f"Ray gives out whole GPUs above 1, not {needs.gpus:g}"
     if needs.nodes > 1:
         return f"a place on Ray is on one node, not on {needs.nodes}"
     wanted = {"CPU": needs.cpus, "GPU": needs.gpus, "memory": (needs.memory_gb or 0) * 1e9}
@@ -212,10 +228,9 @@ def lacking(needs: Needs, nodes: Sequence[Mapping[str, Any]], cluster: str) -> s
 
 
 def _amounts(resources: Mapping[str, Any]) -> str:
-    parts = [f"{resources['CPU']:g} CPUs"]
-    parts += [f"{resources['GPU']:g} GPUs"] if resources["GPU"] else []
+    parts = [f"{resources[kind]:g} {kind}{'s' * (resources[kind] != 1)}" for kind in ("CPU", "GPU") if resources[kind]]
     parts += [f"{resources['memory'] / 1e9:.3g} GB of memory"] if resources["memory"] else []
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts or ["nothing"])
 
 
 def _listens(address: str) -> bool:

@@ -38,9 +38,10 @@ class PlaceActor:
         log = Path(order["log"])
         log.parent.mkdir(parents=True, exist_ok=True)
         self._socket, theirs = socket.socketpair()
+        program = [order["python"], "-m", "lit_llm.launch.supervised", str(order["grace_seconds"]), str(os.getppid())]
         with log.open("ab") as output, theirs:
             subprocess.run(
-                [order["python"], "-m", "lit_llm.launch.supervised", str(order["grace_seconds"]), *order["command"]],
+                [*program, *order["command"]],
                 cwd=order["folder"],
                 env={**order["environment"], GPU_VARIABLE: gpus},
                 stdin=theirs,
@@ -76,6 +77,7 @@ class Driver:
 
     def __init__(self) -> None:
         self._actors: dict[str, tuple[Any, Any]] = {}  # {name: (handle, the answer of its node())}
+        self._is_owner = False
         self._ends: dict[str, str] = {}  # {name: reason}
 
     def connect(self, address: str | None, cpus: int, system_config: dict[str, int]) -> str:
@@ -95,7 +97,15 @@ class Driver:
             logging_level="ERROR",
             **(started_here if address is None else {}),
         )
+        self._is_owner = address is None
         return ray.get_runtime_context().gcs_address
+
+    def wait_for_places(self) -> None:
+        """Wait until a cluster that was started here has no place left: it ends with this process."""
+        import ray
+
+        while self._is_owner and ray.util.list_named_actors():
+            time.sleep(1)
 
     def nodes(self) -> list[dict[str, Any]]:
         """Living nodes: {"name": "10.0.0.2", "CPU": 8.0, "GPU": 1.0, "memory": bytes}."""
@@ -190,7 +200,8 @@ def reason(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if "creation task" in message:
         return lines[-1]
-    return next((line for line in lines if line.startswith("The actor is dead because")), lines[0])
+    death = next((line for line in lines if line.startswith("The actor is dead because")), lines[0])
+    return death.partition(" Some common causes")[0]
 
 
 def main() -> None:
@@ -203,8 +214,10 @@ def main() -> None:
         try:
             answer = {"value": getattr(driver, request["method"])(**request["arguments"])}
         except Exception as error:  # whatever Ray raises, the engine tells the user
-            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+            reasons = [f"{type(each).__name__}: {each}" for each in (error, error.__cause__) if each is not None]
+            answer = {"error": " ".join(" - ".join(reasons).split())}
         print(json.dumps(answer), file=answers, flush=True)
+    driver.wait_for_places()
 
 
 if __name__ == "__main__":

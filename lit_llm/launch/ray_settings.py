@@ -11,8 +11,8 @@ class RaySettings(Section):
     """Which cluster of Ray is used."""
 
     address: str | None = None
-    """`host:port` of the cluster's head, or `auto`: the cluster of this machine. Without one, a cluster of this machine
-    alone is started, which ends with the command."""
+    """`host:port` of the cluster's head, or `auto`: the cluster that this machine belongs to; null: a cluster of this
+    machine alone is started, and ends with its last place."""
     health_check_seconds: float = Field(0.5, gt=0)
     """Seconds between two checks of a node. This and the next three keys hold for a cluster that is started here; other
     clusters take them from `ray start --head --system-config`."""
@@ -24,8 +24,9 @@ class RaySettings(Section):
     """Seconds of silence after which a connection is tested, and as many until it counts as broken."""
 
     def system_config(self) -> dict[str, int]:
-        """Ray's own names for the health checks and the keepalive, in milliseconds."""
+        """Ray's own names for the health checks and the keepalive, in milliseconds, and runs at the usual priority."""
         return {
+            "worker_niceness": 0,  # Ray's 15 would let anything else on the machine come first
             "health_check_initial_delay_ms": 0,
             "health_check_period_ms": round(1000 * self.health_check_seconds),
             "health_check_timeout_ms": round(1000 * self.health_check_timeout_seconds),

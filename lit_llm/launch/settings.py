@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -60,8 +61,9 @@ def launch_settings(store: Path) -> LaunchSettings:
     return validate(Settings, read_settings(store)).launch
 
 
+@cache
 def engine_of(launcher: Launcher, settings: LaunchSettings) -> Engine | None:
-    """The engine of a launcher; None for this machine. Raises EngineError where it is not installed."""
+    """The engine of a launcher, one for this process as it may hold a connection; None for this machine."""
     if launcher == "slurm":
         from lit_llm.launch.slurm import SlurmEngine
 
