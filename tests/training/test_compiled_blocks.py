@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.testing import assert_close
 
+from lit_llm.components.attention import query_blocks
 from lit_llm.components.layer_part import LayerPart
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
@@ -141,6 +142,28 @@ def test_a_block_is_one_graph_for_every_length_with_the_eager_gradient(case: str
     """Judges: dynamo's counter and autograd. Traced whole, so that a break of the graph is an error."""
     family, overrides, batches, kinds = CASES[case]
     assert check(build(family, *overrides), batches) == [kinds] * len(batches)
+
+
+@pytest.mark.parametrize(("precision", "rounding"), [("bf16", 1e-2), ("fp32", 1e-6)])
+def test_attention_by_query_blocks_is_one_call_in_a_graph_of_every_length(
+    precision: str, rounding: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_blocks, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(query_blocks, "has_avx512", lambda: True)
+    monkeypatch.setattr(query_blocks, "CAUSAL_ROWS", range(11, 21))
+    monkeypatch.setattr(query_blocks, "NARROWEST", 8)
+    eager = build("decllm").float().train()
+    compiled, counter = copy.deepcopy(eager), CompileCounterWithBackend("eager")
+    compile_blocks(compiled, True, counter)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        for tokens in (12, 17, 20):
+            batch = {"tokens_BT": ids(3, tokens)}
+            found, expected = (torch.cat([g.flatten() for g in step(m, batch)[1].values()]) for m in (compiled, eager))
+            assert (found - expected).norm() < rounding * expected.norm()
+    (graph,) = counter.graphs
+    names = [str(node.target) for node in graph.graph.nodes]
+    assert names.count("lit_llm.block_attention.default") == 1
+    assert not any("bmm" in name or "softmax" in name for name in names)
 
 
 def test_an_encoder_alone_is_one_graph_for_each_kind_of_layer() -> None:
