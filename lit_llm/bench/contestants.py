@@ -13,6 +13,7 @@ from lit_llm.components.loss.module import target_loss
 from lit_llm.generation import generate, prefill
 from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.config import BOS
+from lit_llm.training.compiled_blocks import compile_blocks
 
 
 class Text(NamedTuple):
@@ -34,7 +35,7 @@ class Contestant(ABC):
     """Its `nn.Module`."""
 
     def compiled(self) -> Self:
-        """The same weights under torch.compile."""
+        """The same model under torch.compile, as its own training compiles it."""
         other = copy.copy(self)
         other.module = torch.compile(self.module)
         return other
@@ -61,16 +62,16 @@ class Ours(Contestant):
 
     def __init__(self, module: LanguageModel) -> None:
         self.module: LanguageModel = module
-        self.hidden = module.hidden
 
     def compiled(self) -> Self:
-        other = copy.copy(self)
-        other.hidden = torch.compile(self.hidden)  # the loss calls this, and never the module itself
+        """The same model with compiled blocks, as `training.execution.kernels: compiled` trains it."""
+        other = copy.deepcopy(self)
+        compile_blocks(other.module, lengths_vary=False)
         return other
 
     def _hidden(self, text: Text) -> Tensor:
         read = (text.inputs_BT,) if text.source_BS is None else (text.source_BS, text.inputs_BT)
-        return self.hidden(*read)
+        return self.module.hidden(*read)
 
     def logits(self, text: Text) -> Tensor:
         return self.module.logits(self._hidden(text))

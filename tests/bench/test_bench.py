@@ -145,9 +145,9 @@ def test_compiled_contestants_take_part_and_lower_the_loss(monkeypatch):
 
     compiled, calls = torch.compile, []
 
-    def traced(function):
+    def traced(function, **settings):
         calls.append(function)
-        return compiled(function, backend="eager")
+        return compiled(function, **settings | {"backend": "eager"})
 
     monkeypatch.setattr(torch, "compile", traced)
     settings = small_settings(monkeypatch, compiled=True, turns=2)
