@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lit_llm.bench.contestants import Contestant, Text
-from lit_llm.bench.entries import KINDS, Entry, available, built, same_function
+from lit_llm.bench.entries import KINDS, Entry, available, built, families, same_function
 from lit_llm.bench.machine import parameters_of, set_heap, synchronize
 from lit_llm.bench.results import Comparison
 from lit_llm.bench.settings import BenchSettings, Size
@@ -23,7 +23,7 @@ def measure_training(settings: BenchSettings, heap: str) -> list[Comparison]:
     set_heap(heap)
     return [
         compare_steps(entries(settings.shape), f"training step, {kind}", settings, heap)
-        for kind, entries in KINDS.items()
+        for kind, entries in {**KINDS, "RedLLM against DecLLM": families}.items()
     ]
 
 
@@ -32,10 +32,10 @@ def compare_steps(entries: list[Entry], title: str, settings: BenchSettings, hea
     there, missing = available(entries)
     contestants, different = built(there, random_text(settings.shape, bool(entries[0].model.encoder), rows=1))
     models = {entry.name: entry.model for entry in there}
-    text = random_text(settings.shape, bool(entries[0].model.encoder)).to(settings.device)
     steps: dict[str, Turn] = {}
     for name, contestant in contestants.items():
         contestant.module.to(settings.device).train()
+        text = random_text(settings.shape, bool(models[name].encoder)).to(settings.device)
         steps[name] = training_step(contestant, text, settings)
         if settings.compiled:
             steps[f"{name}, compiled"] = training_step(contestant.compiled(), text, settings)
