@@ -42,6 +42,9 @@ $(VENV)/gpu-kernels: | $(READY)
 test-gpu-kernels: $(VENV)/gpu-kernels ## Liger's kernels beside ours, on a CPU by Triton's interpreter
 	@PYTHONPATH=$(VENV)/gpu-kernels TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu_kernels
 
+test-gpu: $(READY) ## the tests that need a GPU, then speed beside peers at sizes 150m and 1b
+	@PYTHONPATH=. $(BIN)/python tests/gpu/run.py
+
 same-bits: $(READY) ## small runs of everything, equal to those of the commit BASE? (BASE=HEAD)
 	@$(BIN)/python tests/same_bits/run.py --against $(or $(BASE),HEAD)
 
@@ -74,4 +77,4 @@ docs-serve: $(VENV)/.docs ## the site at http://127.0.0.1:8000, built again at e
 screenshots: $(READY) ## pictures of the quickstart's report and of MLflow's UI for the README, in Chromium
 	@$(BIN)/python docs/screenshots.py
 
-.PHONY: help install quickstart test test-slow test-gpu-kernels same-bits check format benchmarks docs docs-serve screenshots
+.PHONY: help install quickstart test test-slow test-gpu-kernels test-gpu same-bits check format benchmarks docs docs-serve screenshots

@@ -30,7 +30,10 @@ SIZES = {
     "tiny": Size(64, 2, 4, 176, 1024, 16, 128),
     "small": Size(256, 8, 4, 704, 8192, 4, 512),
     "base": Size(768, 12, 12, 2048, 8192, 4, 512),
+    "150m": Size(1024, 8, 8, 4096, 32768, 8, 2048),
+    "1b": Size(2048, 16, 16, 8192, 32768, 2, 2048),
 }
+"""{name: size}. 150m and 1b are those of the presets decllm-150m and decllm-1b, for a GPU."""
 
 
 class Lengths(NamedTuple):

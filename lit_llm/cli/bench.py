@@ -25,7 +25,9 @@ def bench(
             help="training, decode, memory, families (RedLLM against DecLLM of as many parameters); all when absent.",
         ),
     ] = None,
-    size: Annotated[str, typer.Option(metavar="[tiny|small|base]", help="Shape of the models.")] = "small",
+    size: Annotated[
+        str, typer.Option(metavar="[tiny|small|base|150m|1b]", help="Shape of the models; the last two for a GPU.")
+    ] = "small",
     precision: Annotated[str, typer.Option(metavar="[fp32|bf16]", help="Precision of all contestants.")] = "fp32",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all cores when absent.")] = None,
     turns: Annotated[int, typer.Option(min=1, help="Timed turns, each of which times every contestant once.")] = 15,
