@@ -11,7 +11,7 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_llm.config.machine import compiler, compiler_name, cpu_flags
+from lit_llm.config.machine import compiler, compiler_name
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.resolve import resolve_model
 from lit_llm.training.config import TrainingConfig
@@ -28,7 +28,7 @@ class Kernels(NamedTuple):
 
 COMPILE_SECONDS = 60.0
 """Seconds that a run waits for its blocks to compile when no earlier run has compiled them, on a busy machine."""
-SAVED = 0.1
+SAVED = 0.04
 """Share of a CPU step that compiled blocks save, the least of those in `docs/speed.md`."""
 
 
@@ -44,16 +44,13 @@ def kernels_of(experiment: Experiment, stage: Trained) -> Kernels:
 def compiled_saves(experiment: Experiment, stage: Trained, step: float) -> float:
     """Seconds that `kernels: compiled` saves in a stage of `auto`; 0 where it is unmeasured, impossible or slower.
 
-    step: seconds of an eager step. Savings are known for a CPU alone, without the blocks of queries that bfloat16 rows
-    have on a CPU that multiplies it.
+    step: seconds of an eager step. Savings are known for a CPU alone.
     """
     training = experiment.section(stage).training
     execution = training.execution
     if execution.kernels != "auto" or (execution.accelerator != "cpu" and has_gpu()):
         return 0.0
     if _no_compiler(gpu=False) or _uncompiled_part(experiment, stage):
-        return 0.0
-    if training.precision != "fp32" and cpu_flags() & {"amx_bf16", "avx512_bf16"}:
         return 0.0
     return max(0.0, SAVED * training.max_steps * step - COMPILE_SECONDS)
 

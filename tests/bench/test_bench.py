@@ -44,14 +44,18 @@ def check(comparison: dict[str, Any], quantities: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("measure", "what", "title", "quantities"),
+    ("measure", "what", "title", "quantities", "without_peers"),
     [
-        (measure_training, "training", "training step, {}", ["step"]),
-        (measure_decode, "decode", "{}, 5 + 4 tokens", GENERATION),
+        (measure_training, "training", "training step, {}", ["step"], [["DecLLM", "RedLLM"]]),
+        (measure_decode, "decode", "{}, 5 + 4 tokens", GENERATION, []),
     ],
 )
-def test_ours_are_measured_beside_the_peers(measure, what, title, quantities, monkeypatch):
+def test_ours_are_measured_beside_the_peers(measure, what, title, quantities, without_peers, monkeypatch):
     found = json.loads(json.dumps([asdict(one) for one in measure(small_settings(monkeypatch), "default")]))
+    found, rest = found[: len(PEERS)], found[len(PEERS) :]
+    assert [[*one["parameters"]] for one in rest] == without_peers
+    for one in rest:
+        check(one, quantities)
     assert [one["title"] for one in found] == [title.format(kind) for kind in PEERS]
     for one, (kind, peer) in zip(found, PEERS.items(), strict=True):
         assert (one["what"], one["heap"]) == (what, "default")
