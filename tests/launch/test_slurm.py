@@ -59,15 +59,17 @@ class Started:
 
 @pytest.fixture
 def start(slurm: SlurmCluster, tmp_path: Path) -> Callable[..., Started]:
-    def starter(code: str, count: int = 1, needs: Needs = Needs(), **settings: object) -> Started:
-        return Started(SlurmEngine(SlurmSettings(**settings)), code, needs, count, tmp_path / "100% of a, b")
+    def starter(
+        code: str, count: int = 1, needs: Needs = Needs(), folder: str = "100% of a, b", **settings: object
+    ) -> Started:
+        return Started(SlurmEngine(SlurmSettings(**settings)), code, needs, count, tmp_path / folder)
 
     return starter
 
 
 def test_an_array_runs_its_command_on_both_nodes_in_the_current_folder(start, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    places = start(f"{HELLO}; import time; time.sleep(2)", 2)
+    places = start(f"{HELLO}; import time; time.sleep(2)", 2, Needs(cpus=2))
     assert places.ids[0].endswith("_0")
     places.wait_for_end()
     words = [places.log(number).split() for number in (0, 1)]
@@ -102,7 +104,7 @@ def test_a_place_may_save_for_longer_than_slurm_waits_with_others_and_a_deaf_one
     """SLURM kills five seconds after a cancellation here."""
     places = start(SAVES.format(seconds=KILL_WAIT + 4))
     places.wait(0, "start")
-    deaf = start(DEAF)
+    deaf = start(DEAF, folder="deaf")
     wait_for(lambda: "running" in deaf.states())
     began = time.monotonic()
     places.engine.stop([*places.ids, "999999_0"], 4 * KILL_WAIT)
@@ -124,22 +126,18 @@ def test_a_preempted_place_saves_and_starts_again(start, slurm):
     assert places.states() == ["running"]
 
 
-def test_the_place_of_a_node_that_dies_starts_again_on_another(start, slurm):
-    places = start(SAVES.format(seconds=1))
-    places.wait(0, "start")
-    first = places.log().split()[-1]
-    slurm.kill_node(first)
-    assert not slurm.processes(first)
-    wait_for(lambda: places.states() == ["queued"])  # once SLURM has noticed
-    wait_for(lambda: places.log().count("start") == 2)
-    assert places.log().split()[-1] != first
-    assert "saved" not in places.log()
-
-
-def test_a_place_is_asked_to_save_before_its_time_limit(start):
-    places = start(SAVES.format(seconds=1), needs=Needs(hours=2 / 60), signal_seconds=110)
-    places.wait_for_end()
-    assert places.log().split()[-2:] == ["SIGUSR1", "saved"]
+def test_a_place_saves_before_its_time_limit_and_that_of_a_dead_node_starts_again_on_another(start, slurm):
+    """Two claims that each wait half a minute for SLURM, side by side."""
+    limited = start(SAVES.format(seconds=1), 1, Needs(hours=2 / 60), signal_seconds=110, options=["--nodelist=n2"])
+    lost = start(SAVES.format(seconds=1), folder="lost")  # the first node with room
+    lost.wait(0, "start on n1")
+    slurm.kill_node("n1")
+    assert not slurm.processes("n1")
+    wait_for(lambda: lost.states() == ["queued"])  # once SLURM has noticed
+    wait_for(lambda: "start on n2" in lost.log())
+    assert "saved" not in lost.log()
+    limited.wait_for_end()
+    assert limited.log().split()[-2:] == ["SIGUSR1", "saved"]
 
 
 def test_a_place_gets_its_gpus(start):
