@@ -61,8 +61,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number in range(40):
-            (folder / f"{number}.txt").write_text(f"it was the best of times number {number} " * 200)
+        for number in range(200):  # enough that each split has some
+            (folder / f"{number}.txt").write_text(f"it was the best of times number {number} " * 40)
         measure(folder, "local", 0, [0])  # tokenises, opens MLflow, starts the fork server
         seeds = itertools.count(1)
         walls: dict[str, list[float]] = {}

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,7 @@ SlurmctldTimeout=10
 SlurmdTimeout={timeout}
 KillWait={kill_wait}
 MinJobAge=60
+UnkillableStepTimeout=300
 SchedulerParameters=sched_interval=2,batch_sched_delay=0,sched_min_interval=10000
 SlurmdParameters=config_overrides
 GresTypes=gpu
@@ -62,12 +64,19 @@ class SlurmCluster:
 
     folder: Path
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    guard: subprocess.Popen[bytes] | None = None
 
     @property
     def config(self) -> Path:
         return self.folder / "slurm.conf"
 
     def start(self) -> None:
+        self.guard = subprocess.Popen(
+            [sys.executable, "-m", "tests.launch.slurm_cluster", self.folder],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            cwd=Path(__file__).parents[2],
+        )
         for name in ("state", "munge", "log", *(f"spool.{node}" for node in NODES)):
             (self.folder / name).mkdir()
         (self.folder / "munge").chmod(0o711)
@@ -142,7 +151,9 @@ class SlurmCluster:
         wait_for(lambda: not self.call("squeue", "--noheader").strip())
 
     def end(self) -> None:
-        _kill(self.processes)
+        """End all processes, by the guard, which also does it where the tests are killed."""
+        if self.guard is not None:
+            self.guard.communicate()
         for daemon in self.daemons.values():
             daemon.wait()
 
@@ -186,13 +197,12 @@ def running_cluster() -> Iterator[SlurmCluster]:
     if reason := why_none():
         pytest.skip(reason)
     # Not under pytest's folder: the path of a socket has a hundred characters at most.
-    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as name:
-        cluster = SlurmCluster(Path(name))
-        try:
-            cluster.start()
-            yield cluster
-        finally:
-            cluster.end()
+    cluster = SlurmCluster(Path(tempfile.mkdtemp(prefix="slurm-")))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.end()
 
 
 @pytest.fixture
@@ -204,3 +214,14 @@ def slurm(running_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Ite
         if running_cluster.daemons[node].poll() is not None:
             running_cluster.start_node(node)
     running_cluster.clear()
+
+
+def end_with_parent(folder: Path) -> None:
+    """Wait for the end of the parent's pipe, then kill the processes of a cluster and remove its folder."""
+    sys.stdin.buffer.read()
+    _kill(SlurmCluster(folder).processes)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    end_with_parent(Path(sys.argv[1]))

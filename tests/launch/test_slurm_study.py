@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lit_llm.store.store import Store
@@ -32,11 +33,10 @@ class Followed:
         (store.root / "settings.toml").write_text(WHOLE_NODES)
 
     def training(self) -> bool:
-        """Two stages are trained and have a checkpoint."""
-        if not (self.store.root / "stages").exists():
-            return False
-        running = [stage for stage in stages(self.store).values() if stage.status()["state"] == "running"]
-        return sum((stage.checkpoints / "last.ckpt").exists() for stage in running) == 2
+        """Two stages are trained by living processes and have a checkpoint."""
+        claims = [claim for claim in self.store.root.glob("stages/*/claim.json") if not is_done(claim.parent)]
+        holders = [json.loads(claim.read_text())["pid"] for claim in claims if has_checkpoint(claim.parent)]
+        return sum(map(psutil.pid_exists, holders)) == 2
 
     def place(self) -> tuple[str, str]:
         """A running place and its node, once two train."""
@@ -67,6 +67,14 @@ class Followed:
 
     def requests(self) -> list[str]:
         return sorted(folder.name for folder in (self.store.study(self.name) / "places").iterdir())
+
+
+def is_done(stage: Path) -> bool:
+    return (stage / "result.json").exists()
+
+
+def has_checkpoint(stage: Path) -> bool:
+    return (stage / "checkpoints" / "last.ckpt").exists()
 
 
 def test_a_study_with_a_preempted_a_lost_and_a_cancelled_place_ends_as_on_this_machine(
