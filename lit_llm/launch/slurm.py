@@ -147,9 +147,8 @@ def read_places(text: str) -> list[Place]:
     for line in text.splitlines():
         id, word, reason, nodes = line.split("|")
         state: PlaceState = "queued" if word in QUEUED else "running" if word in RUNNING else "ended"
-        more = (
-            f" on {nodes}" if state == "running" else f" ({reason})" if state == "queued" and reason != "None" else ""
-        )
+        waits_for = f" ({reason})" if reason != "None" else ""
+        more = {"queued": waits_for, "running": f" on {nodes}", "ended": ""}[state]
         places.append(Place(id, state, word + more))
     return places
 
