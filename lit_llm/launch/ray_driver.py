@@ -44,7 +44,7 @@ class PlaceActor:
                 [*program, *order["command"]],
                 cwd=order["folder"],
                 env={**order["environment"], GPU_VARIABLE: gpus},
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=output,
                 stderr=output,
                 check=True,

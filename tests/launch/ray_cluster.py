@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def patiently(start: Callable[[], Any]) -> Any:
-    """What `start` returns, at the third time if need be: Ray gives a node half a minute, which a loaded machine misses."""
+    """Start a node, again if need be: Ray gives it half a minute, which a loaded machine misses."""
     for _ in range(2):
         with suppress(Exception):
             return start()
