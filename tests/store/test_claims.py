@@ -203,8 +203,9 @@ def test_unfinished_checkpoints_of_other_processes_are_removed_by_the_next_holde
 @pytest.mark.parametrize(("host", "note"), [(host_name(), ""), ("node7", "on node7"), (None, "")])
 def test_the_status_names_another_host_that_executes_a_run(host: str | None, note: str) -> None:
     row = {
-        "arm": "red", "seed": 0, "stage": "pretrain", "after": None, "evaluation": None, "state": "running",
-        "host": host, "metrics": {}, "error": None, "retries": 0, "step": 1, "max_steps": 2, "stale": False, "log": None,
+        "arm": "red", "seed": 0, "stage": "pretrain", "after": None, "evaluation": None,
+        "state": "running", "host": host, "metrics": {}, "error": None,
+        "retries": 0, "step": 1, "max_steps": 2, "stale": False, "log": None,
     }  # fmt: skip
     console = Console(width=100)
     with console.capture() as captured:
