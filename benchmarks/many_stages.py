@@ -39,6 +39,16 @@ from lit_llm.studies.picking import Picker
 from lit_llm.studies.runs import runs_of
 
 
+class CountingPicker(Picker):
+    """A picker that counts its looks at stages."""
+
+    looks = 0
+
+    def _state(self, name: str) -> str | None:
+        self.looks += 1
+        return super()._state(name)
+
+
 def behave_as_host(name: str, skew: float) -> None:
     """Give this process a host's name and clock."""
     clock, touch = time.time, os.utime
@@ -46,8 +56,8 @@ def behave_as_host(name: str, skew: float) -> None:
     def skewed_touch(path: Any, times: Any = None, **more: Any) -> None:
         touch(path, (time.time(), time.time()) if times is None and not more else times, **more)
 
-    socket.gethostname = lambda: name  # type: ignore[assignment]
-    time.time = lambda: clock() + skew  # type: ignore[assignment]
+    socket.gethostname = lambda: name
+    time.time = lambda: clock() + skew
     os.utime = skewed_touch
     os.supports_fd.add(skewed_touch)
 
@@ -73,17 +83,10 @@ def work(store: Store, parents: dict[str, tuple[str, ...]], number: int, options
     behave_as_host(f"node{number % options.hosts}", chance.choice([-options.skew, 0.0, options.skew]))
     if options.latency:
         slow_down(options.latency)
-    looks: Counter[str] = Counter()
-    look = Picker._state
-
-    def counted(picker: Picker, name: str) -> str | None:
-        looks["looks"] += 1
-        return look(picker, name)
-
-    Picker._state = counted  # type: ignore[method-assign]
+    reasons: Counter[str] = Counter()
     with (store.root / "finished" / f"{number}-{os.getpid()}").open("a", buffering=1) as finished:
         began, pause = time.perf_counter(), 0.05
-        picker = Picker(store, parents, number / options.workers, store.root / "notes")
+        picker = CountingPicker(store, parents, number / options.workers, store.root / "notes")
         picking_seconds = time.perf_counter() - began
         while not picker.over:
             began = time.perf_counter()
@@ -107,9 +110,9 @@ def work(store: Store, parents: dict[str, tuple[str, ...]], number: int, options
                     finished.write(name + "\n")
                     picker.ended(name, "done")
             except (Busy, Superseded) as reason:
-                looks[type(reason).__name__] += 1
+                reasons[type(reason).__name__] += 1
                 picker.put_back(name)
-    content = {"picking_seconds": picking_seconds, "looks": 0, "Busy": 0, "Superseded": 0, **looks}
+    content = {"picking_seconds": picking_seconds, "looks": picker.looks, "Busy": 0, "Superseded": 0, **reasons}
     (store.root / "counts" / f"{number}-{os.getpid()}").write_text(json.dumps(content))
 
 

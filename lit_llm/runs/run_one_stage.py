@@ -47,7 +47,7 @@ def run_one(
                 return "running"
             time.sleep(0.5)
         except Superseded as reason:  # this process was stopped or cut off; nothing is recorded
-            print(f"{reason}; this process gives the stage up and waits for its result", flush=True)
+            print(f"{reason}; this process gives the stage up", flush=True)
     return "interrupted"
 
 

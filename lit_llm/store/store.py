@@ -43,9 +43,7 @@ from lit_llm.store.files import (
     replacing,
     with_digest,
 )
-from lit_llm.store.locks import VARIABLE, choose_locks, forced_locks, is_locked, locks_of, recorded_locks
-from lit_llm.store.locks import Busy as Busy
-from lit_llm.store.locks import locked as locked
+from lit_llm.store.locks import VARIABLE, choose_locks, forced_locks, is_locked, locked, locks_of, recorded_locks
 
 SCHEMA = 1
 """Version of the layout."""

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from lit_llm.config.host import host_name, process_name
+from lit_llm.report.tables.plan import render_status
 from lit_llm.runs.run_one_stage import run_one
 from lit_llm.store.claims import Superseded, last_claim, make_claim
 from lit_llm.store.locks import VARIABLE, locked
@@ -137,7 +139,7 @@ def test_a_late_holder_writes_no_checkpoint_and_gives_the_stage_up(
         return False
 
     assert run_one(tmp_path, stage.fingerprint, should_stop) == "done"
-    assert "this process gives the stage up and waits for its result" in capsys.readouterr().out
+    assert "this process gives the stage up" in capsys.readouterr().out
     before, after = seen
     assert {LAST, PREVIOUS} <= before.keys()
     assert after == before
@@ -196,3 +198,16 @@ def test_unfinished_checkpoints_of_other_processes_are_removed_by_the_next_holde
     run_one(tmp_path, stage.fingerprint, stops_after(2))
     assert not left.exists()
     assert (stage.checkpoints / LAST).exists()
+
+
+@pytest.mark.parametrize(("host", "note"), [(host_name(), ""), ("node7", "on node7"), (None, "")])
+def test_the_status_names_another_host_that_executes_a_run(host: str | None, note: str) -> None:
+    row = {
+        "arm": "red", "seed": 0, "stage": "pretrain", "after": None, "evaluation": None,
+        "state": "running", "host": host, "metrics": {}, "error": None,
+        "retries": 0, "step": 1, "max_steps": 2, "stale": False, "log": None,
+    }  # fmt: skip
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(render_status([row], "val/target_nll"))
+    assert captured.get().splitlines()[1].partition("–")[2].strip() == note
