@@ -3,6 +3,7 @@
 ```
 studies/<name>/places/<number>/   one request to an engine
     places.json                   the engine, the ids of its places, what each got
+    cancelled                     written by `cancel`, which ends whoever follows
     manifest.json                 the stages to compute (a study's)
     ...                           the engine's files and the places' logs
 ```
@@ -40,6 +41,11 @@ class Request:
     launcher: Launcher
     ids: tuple[str, ...]
 
+    @property
+    def cancelled(self) -> Path:
+        """A file that exists once the places were cancelled."""
+        return self.folder / "cancelled"
+
     @classmethod
     def read(cls, folder: Path) -> Request | None:
         """The request in a folder; None where it was never sent. Raises Damaged."""
@@ -51,6 +57,11 @@ def requests_of(study: Path) -> list[Request]:
     """The requests of a study or sweep, in their order."""
     folders = sorted((study / "places").glob("[0-9]*"), key=lambda folder: int(folder.name))
     return [request for folder in folders if (request := Request.read(folder)) is not None]
+
+
+def cancelled_requests(study: Path) -> set[Path]:
+    """Folders of the requests that were cancelled."""
+    return {file.parent for file in (study / "places").glob("*/cancelled")}
 
 
 def living_places(study: Path, settings: LaunchSettings) -> list[tuple[Request, Engine, list[Place]]]:
@@ -68,7 +79,8 @@ def living_places(study: Path, settings: LaunchSettings) -> list[tuple[Request, 
 def cancel(study: Path, settings: LaunchSettings, grace_seconds: float) -> int:
     """Ask all places of a study or sweep to save and end. Returns their number. Raises EngineError."""
     living = living_places(study, settings)
-    for _, engine, places in living:
+    for request, engine, places in living:
+        request.cancelled.touch()
         engine.stop([place.id for place in places], grace_seconds)
     return sum(len(places) for _, _, places in living)
 
@@ -119,11 +131,15 @@ class Places:
         command: writes what a place needs into a folder, and returns the words of the place's command.
         """
         asked, ended_before, known = 0, -1, ""
+        cancelled = cancelled_requests(study)
         with counted_signals() as signals:
             looked = -ENGINE_SECONDS
             while not (now := progress()).is_over:
                 if signals.count:
                     observer.message(f"The places go on; `lit-llm cancel {study.name}` stops them.")
+                    return True
+                if cancelled_requests(study) - cancelled:
+                    observer.message("The places were cancelled; the same command asks for new ones.")
                     return True
                 if time.monotonic() - looked >= ENGINE_SECONDS:
                     looked = time.monotonic()
