@@ -26,6 +26,7 @@ from lit_llm.launch.signals import counted_signals
 from lit_llm.store.store import read_json, write_json
 from lit_llm.studies.observer import Observer
 
+FOLDER = "places"
 POLL_SECONDS = 0.5
 ENGINE_SECONDS = 5.0
 """Seconds between two questions to an engine; a cluster's controller serves many users."""
@@ -55,13 +56,13 @@ class Request:
 
 def requests_of(study: Path) -> list[Request]:
     """The requests of a study or sweep, in their order."""
-    folders = sorted((study / "places").glob("[0-9]*"), key=lambda folder: int(folder.name))
+    folders = sorted((study / FOLDER).glob("[0-9]*"), key=lambda folder: int(folder.name))
     return [request for folder in folders if (request := Request.read(folder)) is not None]
 
 
 def cancelled_requests(study: Path) -> set[Path]:
     """Folders of the requests that were cancelled."""
-    return {file.parent for file in (study / "places").glob("*/cancelled")}
+    return {file.parent for file in (study / FOLDER).glob("*/cancelled")}
 
 
 def living_places(study: Path, settings: LaunchSettings) -> list[tuple[Request, Engine, list[Place]]]:
@@ -166,8 +167,8 @@ class Places:
         return False
 
     def _ask(self, study: Path, command: Callable[[Path], Sequence[str]], count: int) -> None:
-        number = 1 + max((int(folder.name) for folder in (study / "places").glob("[0-9]*")), default=0)
-        folder = study / "places" / str(number)
+        number = 1 + max((int(folder.name) for folder in (study / FOLDER).glob("[0-9]*")), default=0)
+        folder = study / FOLDER / str(number)
         folder.mkdir(parents=True)
         words = [sys.executable, "-m", "lit_llm", *command(folder)]
         ids = self.engine.start(words, self.needs, count, folder)

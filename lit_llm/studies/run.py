@@ -26,9 +26,11 @@ from lit_llm.store.garbage_collection import list_runs
 from lit_llm.store.locks import Busy, locked
 from lit_llm.store.store import FINAL, Store, write_json, write_text
 from lit_llm.studies.analysis_plan import FROZEN, LOG
+from lit_llm.studies.coordinators import FOLDER as COORDINATORS
 from lit_llm.studies.coordinators import coordinating, others
 from lit_llm.studies.disk_space import check_free_space
 from lit_llm.studies.execute import Execution, Todo, report_news
+from lit_llm.studies.launched import FOLDER as PLACES
 from lit_llm.studies.launched import Places
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.mlflow_runs import description, description_with_tables, record, tags_of
@@ -441,8 +443,8 @@ def _digest_of_ending(ending: Finished, store: Store, report: Report) -> str:
     release of MLflow changes it.
     """
     ablation, folder = ending.plan.ablation, ending.folder
-    skipped = (STORED, "lock", "mirror.lock")
-    files = [path for path in sorted(folder.rglob("*")) if path.name not in skipped and path.is_file()]
+    skipped = {STORED, "lock", "mirror.lock", COORDINATORS, PLACES}
+    files = [path for path in sorted(folder.rglob("*")) if not skipped & {*path.relative_to(folder).parts}]
     results = [step.stage.folder / "result.json" for run in ending.runs for step in run.steps]
     content = {
         "code": digest_of_package("lit_llm"),
@@ -451,7 +453,7 @@ def _digest_of_ending(ending: Finished, store: Store, report: Report) -> str:
         "command": ablation.command("run", store),
         "study": ablation.study.model_dump(mode="json"),
         "file": ablation.file,
-        "files": {str(path.relative_to(folder)): file_digest(path) for path in files},
+        "files": {str(path.relative_to(folder)): file_digest(path) for path in files if path.is_file()},
         # A stage after one that diverged has no result.
         "results": {path.parent.name: file_digest(path) for path in results if path.exists()},
     }
