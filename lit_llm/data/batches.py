@@ -119,10 +119,7 @@ class Batches(Dataset[Batch], ABC):
 
     def __getitem__(self, k: int) -> Batch:
         batch = self.whole(k)
-        if self.ranks == 1:
-            return batch
-        share = -(-len(batch) // self.ranks)
-        return list(batch.micro_batches(share))[self.rank]
+        return batch if self.ranks == 1 else batch.share(self.rank, self.ranks)
 
 
 class TrainBatches(Batches):
