@@ -12,7 +12,7 @@ from lit_llm.models import cost
 from lit_llm.models.resolve import ResolvedModel, resolve_model
 from lit_llm.objectives.base import Lengths
 from lit_llm.objectives.config import MasksConfig, continues
-from lit_llm.training.memory import loss_bytes, training_bytes
+from lit_llm.training.memory import Shared, device_bytes, loss_bytes
 
 PROMPT, GENERATE = 1000, 1000
 """Default lengths of prompt and answer for the cost of decoding, in tokens."""
@@ -143,14 +143,19 @@ def largest_shape(experiment: Experiment) -> cost.Shape:
     return cost.Shape(*map(max, zip(*shapes, strict=True)))
 
 
-def memory_of(experiment: Experiment, stage: Trained) -> float:
-    """Bytes of memory that the training of a stage needs."""
+def memory_of(experiment: Experiment, stage: Trained, strategy: Shared | None = None) -> float:
+    """Bytes of memory that the training of a stage needs on each of its devices.
+
+    strategy: what several devices share; when absent that of the configuration, with `auto` as ddp.
+    """
     section = experiment.section(stage)
-    at_once = section.training.execution.micro_batch_size or section.data.batch_size
+    execution = section.training.execution
+    strategy = strategy or ("fsdp" if execution.strategy == "fsdp" else "ddp")
+    at_once = execution.rows_at_once(section.data.batch_size)
     shape = largest_shape(experiment)
     if stage == "finetune" and (tuned := experiment.finetune):
         shape = example_shape(experiment, tuned.data.input_length, tuned.data.target_length)
-    needed = training_bytes(resolve_model(experiment.model), section.training, shape, at_once)
+    needed = device_bytes(resolve_model(experiment.model), section.training, shape, section.data.batch_size, strategy)
     if stage == "pretrain" and (teacher := teacher_of(experiment)) is not None:
         # The teacher's parameters and logits, and what the divergence makes of both models' logits.
         needed += FLOAT32 * cost.count_parameters(teacher).total + loss_bytes(

@@ -209,7 +209,7 @@ def _too_large(largest: PlannedArm, available: int, max_parallel: int, fitting: 
         return "model", f"{needed}, {free}: {held}; it wants a larger machine or a smaller model"
     stage = stage_of_most_memory(largest.arm.experiment)
     section = largest.arm.experiment.section(stage)
-    now = section.training.execution.micro_batch_size or section.data.batch_size
+    now = section.training.execution.rows_at_once(section.data.batch_size)
     less = "" if section.training.execution.activation_checkpointing else ", or turn activation_checkpointing on"
     key = f"{stage}.training.execution.micro_batch_size"
     return key, f"{needed}, {free}: take fewer sequences at a time than {now}{less}"

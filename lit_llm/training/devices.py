@@ -14,7 +14,7 @@ tensors, so a run may go on with another number of devices, or another strategy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,6 +50,13 @@ class DeviceGroup:
     """Number of this rank on its node, which is the number of its GPU."""
     store: torch.distributed.Store | None = None
     """Key-value store through which the ranks find each other."""
+    wait_until_ready: Callable[[DeviceGroup], None] = lambda group: None
+    """Waits, on rank 0, until all ranks are about to connect; raises an error where one of them has died."""
+
+    @staticmethod
+    def ready_key(rank: int) -> str:
+        """Key by which a rank says that it is about to connect."""
+        return f"ready/{rank}"
 
     @contextmanager
     def connected(self, accelerator: str) -> Iterator[None]:
@@ -57,6 +64,11 @@ class DeviceGroup:
         if self.ranks == 1 or torch.distributed.is_initialized():
             yield
             return
+        assert self.store is not None
+        if self.rank:
+            self.store.set(self.ready_key(self.rank), "")
+        else:
+            self.wait_until_ready(self)
         device = None
         if accelerator == "cuda":
             device = torch.device("cuda", self.local_rank)
@@ -114,6 +126,17 @@ class _Environment(LightningEnvironment):
         pass
 
 
+def is_connection_error(error: BaseException) -> bool:
+    """True for an error of the communication with another rank, whose end is then the cause."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def abort_communication() -> None:
+    """Make this process's communication on GPUs fail, where it would wait for a rank that has died."""
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl":
+        torch.distributed.distributed_c10d._abort_process_group()
+
+
 def stops_by_first(trainer: L.Trainer, stop: bool) -> bool:
     """Rank 0's decision to stop, on all ranks of a trainer."""
     if trainer.world_size == 1:
@@ -123,7 +146,7 @@ def stops_by_first(trainer: L.Trainer, stop: bool) -> bool:
     return bool(decision)
 
 
-def strategy_of(execution: ExecutionConfig) -> Strategy | Literal["auto"]:
+def lightning_strategy(execution: ExecutionConfig) -> Strategy | Literal["auto"]:
     """Lightning's strategy; `auto` is ddp here."""
     if execution.ranks == 1:
         return "auto"

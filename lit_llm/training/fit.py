@@ -28,7 +28,7 @@ from lit_llm.store.store import MetricsFile
 from lit_llm.training.checkpoints import Checkpoints, newest_checkpoint
 from lit_llm.training.compiled_blocks import compile_blocks
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
-from lit_llm.training.devices import DeviceGroup, Sharded, stops_by_first, strategy_of
+from lit_llm.training.devices import DeviceGroup, Sharded, lightning_strategy, stops_by_first
 from lit_llm.training.heap import keep_freed_memory
 from lit_llm.training.kernels import liger_obstacle
 from lit_llm.training.module import Diverged, LitModel, WarmStart
@@ -142,7 +142,7 @@ def fit(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            **group.trainer_options(execution, strategy_of(execution)),
+            **group.trainer_options(execution, lightning_strategy(execution)),
         )
         if trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()

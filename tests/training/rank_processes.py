@@ -88,14 +88,14 @@ def train(case: Case, folder: Path, group: DeviceGroup = DeviceGroup(), stop_aft
         teacher = build_model(load_experiment("decllm-tiny", SMALL).model, seed=2).eval().requires_grad_(False)
         assert isinstance(teacher, DecoderOnly)
     names = [name for name, _ in model.named_parameters()]
-    warm_start = WarmStart(
-        frozenset(names[::2]), case.warmup_steps, teacher, DistillConfig() if case.distill else None
-    )
+    warm_start = WarmStart(frozenset(names[::2]), case.warmup_steps, teacher, DistillConfig() if case.distill else None)
     held_out = UnevenBatches(family, 3, masks).whole(1000)
 
     def evaluate(model: LanguageModel) -> dict[str, float]:
         hidden = model.hidden(**held_out.inputs)
-        return {"val/target_nll": float(target_nats(hidden, model.unembedding, (held_out.targets, held_out.places)).mean())}
+        return {
+            "val/target_nll": float(target_nats(hidden, model.unembedding, (held_out.targets, held_out.places)).mean())
+        }
 
     calls = iter(range(1, 1000))
     metrics = folder / "metrics.jsonl"
