@@ -118,8 +118,7 @@ class Batches(Dataset[Batch], ABC):
         """All examples of step k; depends on the seed and k only."""
 
     def __getitem__(self, k: int) -> Batch:
-        batch = self.whole(k)
-        return batch if self.ranks == 1 else batch.share(self.rank, self.ranks)
+        return self.whole(k).share(self.rank, self.ranks)
 
 
 class TrainBatches(Batches):

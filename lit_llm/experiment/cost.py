@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from lit_llm.components.part import BFLOAT16, FLOAT32, CacheBytes
@@ -43,6 +43,7 @@ class Cost:
     loss_tokens: int
     """Tokens with a loss, in the pretraining and in those of its sources."""
     memory_bytes: int
+    """Bytes of memory, of each device where a stage trains on several."""
     flops_per_step: float
     """FLOPs of one pretraining step: forward and backward, with a teacher's forward pass. Steps that train only new
     parameters count like all others, which overestimates them."""
@@ -54,6 +55,8 @@ class Cost:
     """FLOPs of these tokens, forward and backward."""
     before: SourceCost = SourceCost()
     """Share of the sources in tokens, loss tokens and FLOPs."""
+    device_memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    """{strategy: bytes of one device}, where a stage trains on several; otherwise empty."""
     generates: bool = True
     """Whether the model continues a text; otherwise it has no decoding and no cache."""
 
@@ -84,6 +87,7 @@ class Cost:
             "tokens": self.tokens,
             "loss_tokens": self.loss_tokens,
             "memory_bytes": self.memory_bytes,
+            "device_memory_bytes": dict(self.device_memory_bytes),
             "train_flops": self.train_flops,
             "source": {"tokens": self.before.tokens, "flops": self.before.train_flops},
             "finetune_at_most": {"tokens": self.finetune_tokens, "flops": self.finetune_flops},
@@ -205,6 +209,7 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
                 *(each.memory_bytes for each in sources),
             ]
         ),
+        device_memory_bytes=_device_memory(experiment),
         flops_per_step=per_window * data.batch_size,
         train_flops=per_window * windows + before.train_flops,
         finetune_tokens=tokens,
@@ -212,6 +217,14 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
         before=before,
         generates=continues(experiment.model.family),
     )
+
+
+def _device_memory(experiment: Experiment) -> dict[str, int]:
+    several = [stage for stage in experiment.trained if experiment.section(stage).training.execution.ranks > 1]
+    strategies: tuple[Shared, ...] = ("ddp", "fsdp") if several else ()
+    return {
+        strategy: round(max(memory_of(experiment, stage, strategy) for stage in several)) for strategy in strategies
+    }
 
 
 def sources_of(experiment: Experiment) -> tuple[Pretrained, ...]:

@@ -71,10 +71,13 @@ class ExecutionConfig(Section):
         """Number of processes that train one run, one for each device of all nodes."""
         return self.devices * self.nodes
 
+    def share(self, batch_size: int) -> int:
+        """Largest number of sequences of a batch on one device."""
+        return -(-batch_size // self.ranks)
+
     def rows_at_once(self, batch_size: int) -> int:
         """Largest number of sequences in one forward and backward pass on one device."""
-        share = -(-batch_size // self.ranks)
-        return min(share, self.micro_batch_size or share)
+        return min(self.share(batch_size), self.micro_batch_size or batch_size)
 
 
 class DistillConfig(Section):

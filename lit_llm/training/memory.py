@@ -94,7 +94,7 @@ def device_bytes(
     needed = training_bytes(model, training, shape, sequences)
     if execution.ranks == 1 or strategy == "ddp":
         return needed
-    synchronised = sequences * execution.ranks >= batch_size
+    synchronised = sequences == execution.share(batch_size)
     return needed - state_bytes(model, training) + sharded_state_bytes(model, training, execution.ranks, synchronised)
 
 

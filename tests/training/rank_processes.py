@@ -92,9 +92,9 @@ def train(case: Case, folder: Path, group: DeviceGroup = DeviceGroup(), stop_aft
     held_out = UnevenBatches(family, 3, masks).whole(1000)
 
     def evaluate(model: LanguageModel) -> dict[str, float]:
-        hidden = model.hidden(**held_out.inputs)
+        targets = held_out.targets, held_out.places
         return {
-            "val/target_nll": float(target_nats(hidden, model.unembedding, (held_out.targets, held_out.places)).mean())
+            "val/target_nll": float(target_nats(model.hidden(**held_out.inputs), model.unembedding, targets).mean())
         }
 
     calls = iter(range(1, 1000))
