@@ -33,7 +33,7 @@ SMALL = ["model.d_model=16", "model.vocabulary=320", "pretrain.data.tokenizer=by
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One training: a preset made small, and settings of its training."""
 
@@ -171,13 +171,24 @@ def _run(rank: int, ranks: int, port: int, pipe: Any, function: Callable[..., An
         pipe.send((False, traceback.format_exc()))
 
 
-def train_all(group: DeviceGroup, cases: Sequence[tuple[Case, str]]) -> list[Any]:
-    """The results of all cases with their strategies, on connected ranks; an error's text in place of its result."""
+@dataclass(frozen=True)
+class Run:
+    """A case trained on ranks, in a folder of its own or in one with a checkpoint."""
+
+    case: Case
+    strategy: str
+    folder: Path | None = None
+    stop_after: int = 0
+
+
+def train_all(group: DeviceGroup, runs: Sequence[Run]) -> list[Any]:
+    """The results of trainings, one after the other, on connected ranks."""
     results = []
     with group.connected("cpu"):
-        for case, strategy in cases:
-            with tempfile.TemporaryDirectory() as folder:
-                place = Path(group.from_first(folder))
-                results.append(train(case, place, group, devices=group.ranks, strategy=strategy))
+        for run in runs:
+            with tempfile.TemporaryDirectory() as new:
+                folder = run.folder or Path(group.from_first(new))
+                devices = {"devices": group.ranks, "strategy": run.strategy}
+                results.append(train(run.case, folder, group, run.stop_after, **devices))
                 torch.distributed.barrier()  # before the folder goes
     return results
