@@ -22,7 +22,7 @@ def main(root: Path, fingerprint: str) -> int:
     environment = os.environ
     rank = int(environment.get("RANK") or environment["SLURM_PROCID"])
     if rank == 0:  # a task of srun in the place of the stage's own process
-        sys.stdin.buffer.read()
+        _wait_for_the_end_of_rank_0()
         return 0
     threading.Thread(target=_end_with_rank_0, daemon=True).start()
     from torch.distributed import TCPStore
@@ -49,8 +49,15 @@ def main(root: Path, fingerprint: str) -> int:
     return 0
 
 
+def _wait_for_the_end_of_rank_0() -> None:
+    """Return when rank 0 closes this process's standard input, or is gone."""
+    # Without Python's buffer, whose lock would be held when this process ends before rank 0.
+    while os.read(0, 1 << 10):
+        pass
+
+
 def _end_with_rank_0() -> None:
-    sys.stdin.buffer.read()  # ends when rank 0 closes it, or is gone
+    _wait_for_the_end_of_rank_0()
     os._exit(DISCONNECTED)
 
 

@@ -38,7 +38,7 @@ MANY = [
     Case("redllm", "redllm-tiny"),
     Case("yoco", "yoco-tiny"),
     Case("retention", "yoco-tiny", ("model.self_decoder.retention=gated",)),
-    Case("partial_attention", model=("model.decoder.partial_attention.heads=2", "pretrain.objective=prefix_lm")),
+    Case("partial_attention", model=("model.decoder.partial_attention=palm", "pretrain.objective=prefix_lm")),
     Case("modernbert", "modernbert-tiny"),
     Case("t5gemma", "t5gemma-tiny"),
     Case("ul2", "ul2-tiny"),
