@@ -66,8 +66,8 @@ def started_ranks(stage: Stage, execution: ExecutionConfig) -> Iterator[DeviceGr
         others.end()
 
 
-def _start(stage: Stage, execution: ExecutionConfig, port: int) -> list[subprocess.Popen[bytes]]:
-    """Start the other ranks: one command each, or one of SLURM for all on several nodes."""
+def _start(stage: Stage, execution: ExecutionConfig, port: int) -> dict[str, subprocess.Popen[bytes]]:
+    """Start the other ranks. Returns {name: process}: one for each rank, or srun for all ranks on several nodes."""
     command = [sys.executable, "-P", "-m", "lit_llm.runs.rank", str(stage.folder.parents[1]), stage.fingerprint]
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     address = "127.0.0.1" if execution.nodes == 1 else os.environ.get("SLURMD_NODENAME", socket.gethostname())
@@ -87,19 +87,19 @@ def _start(stage: Stage, execution: ExecutionConfig, port: int) -> list[subproce
         # One task for each rank: the one in the place of rank 0 only waits. A task that dies ends all of them.
         options = {"nodes": execution.nodes, "ntasks": execution.ranks, "ntasks-per-node": execution.devices}
         srun = ["srun", "--overlap", "--kill-on-bad-exit=1", *(f"--{key}={value}" for key, value in options.items())]
-        return [subprocess.Popen([*srun, *command], stdin=subprocess.PIPE, env=environment)]
-    return [
-        subprocess.Popen(
+        return {"a rank": subprocess.Popen([*srun, *command], stdin=subprocess.PIPE, env=environment)}
+    return {
+        f"rank {rank}": subprocess.Popen(
             command, stdin=subprocess.PIPE, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         )
         for rank in range(1, execution.ranks)
-    ]
+    }
 
 
 class _Others:
     """The processes of the other ranks, and a thread that watches them."""
 
-    def __init__(self, stage: Stage, processes: list[subprocess.Popen[bytes]]) -> None:
+    def __init__(self, stage: Stage, processes: dict[str, subprocess.Popen[bytes]]) -> None:
         self.stage, self.processes = stage, processes
         self._ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -120,34 +120,34 @@ class _Others:
         time.sleep(0.5 if codes else 0.0)  # those that have lost a killed one end first, or together with it
         codes = self._codes()
         if OUT_OF_MEMORY in codes.values():
-            return MemoryError(f"{_rank_with(codes, OUT_OF_MEMORY)} ran out of memory; its error is in the run's log")
+            return MemoryError(f"{_name_with(codes, OUT_OF_MEMORY)} ran out of memory; its error is in the run's log")
         killed = [code for code in codes.values() if code < 0 or code > 128]
         if killed:
             number = -killed[0] if killed[0] < 0 else killed[0] - 128
-            return LostRank(f"{_rank_with(codes, killed[0])} was killed by {signal.Signals(number).name}")
+            return LostRank(f"{_name_with(codes, killed[0])} was killed by {signal.Signals(number).name}")
         if FAILED in codes.values():
-            return RuntimeError(f"{_rank_with(codes, FAILED)} failed; its error is in the run's log")
+            return RuntimeError(f"{_name_with(codes, FAILED)} failed; its error is in the run's log")
         return LostRank("the connection to the other ranks was lost")
 
     def end(self) -> None:
         """Wait for the others to end, as they do after this rank, and kill those that do not."""
         self._ended.set()
-        for process in self.processes:
+        for process in self.processes.values():
             assert process.stdin is not None
             with suppress(BrokenPipeError):
                 process.stdin.close()
         deadline = time.monotonic() + GRACE_SECONDS
-        for process in self.processes:
+        for process in self.processes.values():
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
-    def _codes(self) -> dict[int, int]:
-        """{rank: exit code} of those that have failed."""
-        codes = {rank: process.poll() for rank, process in enumerate(self.processes, 1)}
-        return {rank: code for rank, code in codes.items() if code}
+    def _codes(self) -> dict[str, int]:
+        """{name: exit code} of those that have failed."""
+        codes = {name: process.poll() for name, process in self.processes.items()}
+        return {name: code for name, code in codes.items() if code}
 
     def _has_lost(self) -> bool:
         return bool(self._codes())
@@ -166,5 +166,5 @@ class _Others:
             return
 
 
-def _rank_with(codes: dict[int, int], code: int) -> str:
-    return f"rank {next(rank for rank, each in codes.items() if each == code)}"
+def _name_with(codes: dict[str, int], code: int) -> str:
+    return next(name for name, each in codes.items() if each == code)

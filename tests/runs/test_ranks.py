@@ -141,6 +141,34 @@ def test_a_rank_that_fails_fails_the_stage(tmp_path: Path, capfd: pytest.Capture
     assert "rank 1:" in capfd.readouterr().err
 
 
+SRUN = """#!{python}
+import os, subprocess, sys
+options = dict(word[2:].partition("=")[::2] for word in sys.argv[1:] if word.startswith("--"))
+first = next(at for at, word in enumerate(sys.argv) if at and not word.startswith("--"))
+places = [dict(SLURM_PROCID=str(n), SLURM_LOCALID="0") for n in range(int(options["ntasks"]))]
+tasks = [subprocess.Popen(sys.argv[first:], env=dict(os.environ, **place)) for place in places]
+sys.exit(max(task.wait() for task in tasks))
+"""
+"""What stands in for SLURM's command: it starts the tasks on this machine, with its own standard input."""
+
+
+@pytest.mark.slow
+def test_several_nodes_get_their_ranks_by_srun(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first task has the place of rank 0 and only waits; variables of another launcher do not count."""
+    (tmp_path / "srun").write_text(SRUN.format(python=sys.executable))
+    (tmp_path / "srun").chmod(0o700)
+    variables = {"SLURM_JOB_ID": "1", "SLURMD_NODENAME": "localhost", "RANK": "7", "LOCAL_RANK": "7"}
+    for name, value in {**variables, "PATH": f"{tmp_path}:{os.environ['PATH']}"}.items():
+        monkeypatch.setenv(name, value)
+    stages = {
+        nodes: prepared_stage(Store(tmp_path / nodes), corpus, "decllm-tiny", f"{EXECUTION}.nodes={nodes}")
+        for nodes in ("1", "2")
+    }
+    assert [run_one(tmp_path / nodes, stage.fingerprint) for nodes, stage in stages.items()] == ["done", "done"]
+    one, two = ((stage.result() or {})["metrics"]["train/loss"] for stage in stages.values())
+    assert two == pytest.approx(one, rel=1e-5)
+
+
 def test_several_nodes_need_a_job_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     stage = Store(tmp_path).stage("0" * 16)
