@@ -8,17 +8,26 @@ import re
 import pytest
 from rich.console import Console
 
+from lit_llm.cli.options import max_parallel
+from lit_llm.config.problems import InputError
 from lit_llm.experiment.cost import cost_of, memory_of
 from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.schema import Experiment
+from lit_llm.launch import devices
+from lit_llm.launch.devices import environment_of, take_slots
 from lit_llm.report.tables import plan as plan_tables
 from lit_llm.report.tables.plan import devices_table
 from lit_llm.report.text import size
 from lit_llm.runs import kernels
 from lit_llm.runs.kernels import kernels_of, strategy_of
 from lit_llm.statistics.comparison import RunResult, compare
+from lit_llm.store.store import Store
+from lit_llm.studies import preflight
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
+from lit_llm.studies.preflight import check_kernels
+from lit_llm.studies.runs import runs_of
+from lit_llm.studies.stage_executor import Work, slots_for
 
 EXECUTION = "pretrain.training.execution"
 NLL = "val/target_nll"
@@ -90,3 +99,28 @@ def test_a_comparison_names_the_devices_of_its_runs_where_they_differ() -> None:
     )
     alike = [run(arm, seed, **two) for arm in ("base", "arm") for seed in (0, 1)]
     assert not [note for note in compare(alike, NLL).notes if "devices" in note]
+
+
+def test_a_run_takes_a_slot_for_each_of_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On eight GPUs two runs of four go at once, each on GPUs of its own; an evaluation takes one."""
+    monkeypatch.setattr(devices, "visible_gpus", lambda: [*"01234567"])
+    ablation = load_study("redllm-150m", [f"{EXECUTION}.devices=4"])
+    assert max_parallel(ablation, 1) == 2
+    (run,) = runs_of(ablation, Store("nowhere"))
+    work = Work.of(run, run.steps[0])
+    assert work.devices == 4
+    slots = slots_for([work, Work("evaluation", "1")], 2)
+    first = take_slots(slots, work.devices)
+    assert first is not None
+    second = take_slots([slot for slot in slots if slot not in first], work.devices)
+    assert second is not None
+    seen = [environment_of(taken)[devices.VISIBLE].split(",") for taken in (first, second)]
+    assert sorted(seen[0] + seen[1]) == [*"01234567"]
+
+
+def test_more_devices_than_the_machine_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "visible_gpus", lambda: ["0", "1"])
+    check_kernels(load_study("redllm-150m", [f"{EXECUTION}.devices=2"]))
+    check_kernels(load_study("redllm-150m", [f"{EXECUTION}.devices=3", f"{EXECUTION}.accelerator=cpu"]))
+    with pytest.raises(InputError, match="3, but this machine has 2 GPUs"):
+        check_kernels(load_study("redllm-150m", [f"{EXECUTION}.devices=3"]))
