@@ -215,8 +215,10 @@ def places_of(
     except EngineError as error:
         raise InputError(Problem(str(error), f"--launcher {name}")) from None
     assert engine is not None
-    threads = max(arm.experiment.pretrain.training.execution.threads for arm in ablation.arms)
-    return Places(name, engine, settings, settings.needs(jobs, threads), count or settings.places)
+    executions = [arm.experiment.pretrain.training.execution for arm in ablation.arms]
+    threads = max(execution.threads * execution.devices for execution in executions)
+    needs = settings.needs(jobs, threads, max(execution.nodes for execution in executions))
+    return Places(name, engine, settings, needs, count or settings.places)
 
 
 @contextmanager
