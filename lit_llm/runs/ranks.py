@@ -27,6 +27,8 @@ from lit_llm.store.store import Stage
 from lit_llm.training.config import ExecutionConfig
 
 if TYPE_CHECKING:
+    import torch.distributed
+
     from lit_llm.training.devices import DeviceGroup
 
 FAILED, OUT_OF_MEMORY, DISCONNECTED = 1, 12, 75
@@ -52,9 +54,7 @@ def started_ranks(stage: Stage, execution: ExecutionConfig) -> Iterator[DeviceGr
     if execution.ranks == 1:
         yield DeviceGroup()
         return
-    import torch.distributed
-
-    store = torch.distributed.TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
+    store = _listening_store(everywhere=execution.nodes > 1)
     others = _Others(stage, _start(stage, execution, store.port))
     try:
         yield DeviceGroup(0, execution.ranks, 0, store, others.wait_until_ready)
@@ -64,6 +64,15 @@ def started_ranks(stage: Stage, execution: ExecutionConfig) -> Iterator[DeviceGr
         raise
     finally:
         others.end()
+
+
+def _listening_store(everywhere: bool) -> torch.distributed.TCPStore:
+    """A store that other ranks can reach, from other machines only where there are any: its port has no password."""
+    from torch.distributed import TCPStore
+
+    listener = socket.create_server(("" if everywhere else "127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def _start(stage: Stage, execution: ExecutionConfig, port: int) -> dict[str, subprocess.Popen[bytes]]:
