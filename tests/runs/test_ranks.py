@@ -26,7 +26,7 @@ from lit_llm.training.config import ExecutionConfig
 from tests.stages_in_parts import numbers, prepared_stage
 
 EXECUTION = "pretrain.training.execution"
-SECONDS = 120.0
+SECONDS = 300.0
 """Longest wait, which only finds a hang."""
 pytestmark = pytest.mark.xdist_group("ranks")
 

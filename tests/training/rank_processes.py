@@ -129,7 +129,7 @@ def train(case: Case, folder: Path, group: DeviceGroup = DeviceGroup(), stop_aft
     }
 
 
-def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, seconds: float = 180) -> list[Any]:
+def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, seconds: float = 400) -> list[Any]:
     """The results of function(group, *arguments) in `ranks` processes, by rank. Raises RuntimeError for a failure."""
     with started(ranks, function, *arguments) as processes:
         results: list[Any] = [None] * ranks
