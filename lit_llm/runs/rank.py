@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
 from lit_llm.launch.child import leave_stopping_to_another
 from lit_llm.runs.ranks import DISCONNECTED, FAILED, OUT_OF_MEMORY
+
+END_SECONDS = 5.0
+"""Time after the end of rank 0 for a rank that has finished, too, to end by itself."""
 
 
 def main(root: Path, fingerprint: str) -> int:
@@ -58,6 +62,7 @@ def _wait_for_the_end_of_rank_0() -> None:
 
 def _end_with_rank_0() -> None:
     _wait_for_the_end_of_rank_0()
+    time.sleep(END_SECONDS)
     os._exit(DISCONNECTED)
 
 

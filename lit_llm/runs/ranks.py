@@ -79,7 +79,7 @@ def _start(stage: Stage, execution: ExecutionConfig, port: int) -> dict[str, sub
     """Start the other ranks. Returns {name: process}: one for each rank, or srun for all ranks on several nodes."""
     command = [sys.executable, "-P", "-m", "lit_llm.runs.rank", str(stage.folder.parents[1]), stage.fingerprint]
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    address = "127.0.0.1" if execution.nodes == 1 else os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    address = "127.0.0.1" if execution.nodes == 1 else _own_name()
     environment = {
         **os.environ,
         "PYTHONPATH": path,
@@ -103,6 +103,15 @@ def _start(stage: Stage, execution: ExecutionConfig, port: int) -> dict[str, sub
         )
         for rank in range(1, execution.ranks)
     }
+
+
+def _own_name() -> str:
+    """Name of this machine for the others: SLURM's where it is an address, too."""
+    name = os.environ.get("SLURMD_NODENAME", "")
+    with suppress(OSError):
+        socket.getaddrinfo(name or None, 0)
+        return name or socket.gethostname()
+    return socket.gethostname()
 
 
 class _Others:
