@@ -184,10 +184,12 @@ def max_parallel(ablation: Ablation, slots_per_device: int) -> int:
     """Default number of parallel runs here: `slots_per_device` on each GPU, else as many as the cores allow."""
     from lit_llm.launch.devices import cores, visible_gpus
 
+    executions = [arm.experiment.pretrain.training.execution for arm in ablation.arms]
+    devices = max(execution.devices for execution in executions)
     gpus = visible_gpus() if any(arm.may_use_gpu for arm in ablation.arms) else []
     if gpus:
-        return len(gpus) * slots_per_device
-    return max(1, cores() // max(arm.experiment.pretrain.training.execution.threads for arm in ablation.arms))
+        return max(1, len(gpus) * slots_per_device // devices)
+    return max(1, cores() // (devices * max(execution.threads for execution in executions)))
 
 
 def places_of(
@@ -213,8 +215,10 @@ def places_of(
     except EngineError as error:
         raise InputError(Problem(str(error), f"--launcher {name}")) from None
     assert engine is not None
-    threads = max(arm.experiment.pretrain.training.execution.threads for arm in ablation.arms)
-    return Places(name, engine, settings, settings.needs(jobs, threads), count or settings.places)
+    executions = [arm.experiment.pretrain.training.execution for arm in ablation.arms]
+    threads = max(execution.threads * execution.devices for execution in executions)
+    needs = settings.needs(jobs, threads, max(execution.nodes for execution in executions))
+    return Places(name, engine, settings, needs, count or settings.places)
 
 
 @contextmanager

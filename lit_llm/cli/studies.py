@@ -93,7 +93,7 @@ def plan(
     """Show every arm before it runs: parameters, FLOPs, cache, tokens, time, what differs, whether it is fair.
 
     Examples: lit-llm plan ablations/quickstart.yaml -o pretrain.data.sequence_length=256; lit-llm plan
-    ablations/quickstart.yaml --measure
+    ablations/quickstart.yaml --measure; lit-llm plan redllm-1b -o pretrain.training.execution.devices=8
     """
     from lit_llm.launch.settings import launch_settings
     from lit_llm.studies.duration import estimated
@@ -451,7 +451,9 @@ def train(
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
 ) -> None:
-    """Run one experiment, as a study of one arm. Example: lit-llm train redllm-tiny -o seed=1"""
+    """Run one experiment, as a study of one arm. Examples: lit-llm train redllm-tiny -o seed=1; lit-llm
+    train redllm-1b -o pretrain.training.execution.devices=8, on eight GPUs of this machine
+    """
     from lit_llm.studies.load import is_study
 
     if is_study(experiment):

@@ -118,11 +118,7 @@ class Batches(Dataset[Batch], ABC):
         """All examples of step k; depends on the seed and k only."""
 
     def __getitem__(self, k: int) -> Batch:
-        batch = self.whole(k)
-        if self.ranks == 1:
-            return batch
-        share = -(-len(batch) // self.ranks)
-        return list(batch.micro_batches(share))[self.rank]
+        return self.whole(k).share(self.rank, self.ranks)
 
 
 class TrainBatches(Batches):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from lit_llm.components.part import BFLOAT16, FLOAT32, CacheBytes
@@ -12,7 +12,7 @@ from lit_llm.models import cost
 from lit_llm.models.resolve import ResolvedModel, resolve_model
 from lit_llm.objectives.base import Lengths
 from lit_llm.objectives.config import MasksConfig, continues
-from lit_llm.training.memory import loss_bytes, training_bytes
+from lit_llm.training.memory import Shared, device_bytes, loss_bytes
 
 PROMPT, GENERATE = 1000, 1000
 """Default lengths of prompt and answer for the cost of decoding, in tokens."""
@@ -43,6 +43,7 @@ class Cost:
     loss_tokens: int
     """Tokens with a loss, in the pretraining and in those of its sources."""
     memory_bytes: int
+    """Bytes of memory, of each device where a stage trains on several."""
     flops_per_step: float
     """FLOPs of one pretraining step: forward and backward, with a teacher's forward pass. Steps that train only new
     parameters count like all others, which overestimates them."""
@@ -54,6 +55,8 @@ class Cost:
     """FLOPs of these tokens, forward and backward."""
     before: SourceCost = SourceCost()
     """Share of the sources in tokens, loss tokens and FLOPs."""
+    device_memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    """{strategy: bytes of one device}, where a stage trains on several; otherwise empty."""
     generates: bool = True
     """Whether the model continues a text; otherwise it has no decoding and no cache."""
 
@@ -84,6 +87,7 @@ class Cost:
             "tokens": self.tokens,
             "loss_tokens": self.loss_tokens,
             "memory_bytes": self.memory_bytes,
+            "device_memory_bytes": dict(self.device_memory_bytes),
             "train_flops": self.train_flops,
             "source": {"tokens": self.before.tokens, "flops": self.before.train_flops},
             "finetune_at_most": {"tokens": self.finetune_tokens, "flops": self.finetune_flops},
@@ -143,14 +147,19 @@ def largest_shape(experiment: Experiment) -> cost.Shape:
     return cost.Shape(*map(max, zip(*shapes, strict=True)))
 
 
-def memory_of(experiment: Experiment, stage: Trained) -> float:
-    """Bytes of memory that the training of a stage needs."""
+def memory_of(experiment: Experiment, stage: Trained, strategy: Shared | None = None) -> float:
+    """Bytes of memory that the training of a stage needs on each of its devices.
+
+    strategy: what several devices share; when absent that of the configuration, with `auto` as ddp.
+    """
     section = experiment.section(stage)
-    at_once = section.training.execution.micro_batch_size or section.data.batch_size
+    execution = section.training.execution
+    strategy = strategy or ("fsdp" if execution.strategy == "fsdp" else "ddp")
+    at_once = execution.rows_at_once(section.data.batch_size)
     shape = largest_shape(experiment)
     if stage == "finetune" and (tuned := experiment.finetune):
         shape = example_shape(experiment, tuned.data.input_length, tuned.data.target_length)
-    needed = training_bytes(resolve_model(experiment.model), section.training, shape, at_once)
+    needed = device_bytes(resolve_model(experiment.model), section.training, shape, section.data.batch_size, strategy)
     if stage == "pretrain" and (teacher := teacher_of(experiment)) is not None:
         # The teacher's parameters and logits, and what the divergence makes of both models' logits.
         needed += FLOAT32 * cost.count_parameters(teacher).total + loss_bytes(
@@ -200,6 +209,7 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
                 *(each.memory_bytes for each in sources),
             ]
         ),
+        device_memory_bytes=_device_memory(experiment),
         flops_per_step=per_window * data.batch_size,
         train_flops=per_window * windows + before.train_flops,
         finetune_tokens=tokens,
@@ -207,6 +217,14 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
         before=before,
         generates=continues(experiment.model.family),
     )
+
+
+def _device_memory(experiment: Experiment) -> dict[str, int]:
+    several = [stage for stage in experiment.trained if experiment.section(stage).training.execution.ranks > 1]
+    strategies: tuple[Shared, ...] = ("ddp", "fsdp") if several else ()
+    return {
+        strategy: round(max(memory_of(experiment, stage, strategy) for stage in several)) for strategy in strategies
+    }
 
 
 def sources_of(experiment: Experiment) -> tuple[Pretrained, ...]:

@@ -177,6 +177,13 @@ def _settle_helper() -> None:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
+def leave_stopping_to_another() -> None:
+    """Ignore requests to stop, in a process that another one ends; workers that it forks end by SIGTERM."""
+    for number in ALL_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    os.register_at_fork(after_in_child=_settle_helper)
+
+
 def _request_stop(_number: int, _frame: FrameType | None) -> None:
     global _stop
     _stop = True

@@ -39,9 +39,9 @@ class LaunchSettings(Section):
     ray: RaySettings = RaySettings()
     """Actors of Ray."""
 
-    def needs(self, jobs: int, threads: int) -> Needs:
-        """Resources of one place for `jobs` runs at once, each with its threads."""
-        return Needs(self.cpus or jobs * threads, self.gpus, 1, self.memory_gb, self.hours)
+    def needs(self, jobs: int, threads: int, nodes: int = 1) -> Needs:
+        """Resources of one place for `jobs` runs at once, each with its threads on each of its nodes."""
+        return Needs(self.cpus or jobs * threads, self.gpus, nodes, self.memory_gb, self.hours)
 
     @property
     def jobs(self) -> int:

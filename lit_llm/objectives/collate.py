@@ -67,8 +67,14 @@ class Batch:
     """N: the targets that count, as indices into B·T."""
     counts: list[int] = field(init=False)
     """B: how many targets count in each row."""
+    total: int = field(init=False)
+    """How many targets count in the whole batch, of which this may be a part."""
 
     def __post_init__(self) -> None:
+        self._count()
+        self.total = sum(self.counts)
+
+    def _count(self) -> None:
         self.places = self.weights.flatten().nonzero().squeeze(-1)
         self.counts = self.weights.sum(1).int().tolist()
 
@@ -92,6 +98,24 @@ class Batch:
             counted = slice(ends[start], ends[start] + sum(part.counts))
             part.places = self.places[counted] - start * self.targets.shape[1]
             yield part
+
+    def share(self, number: int, shares: int) -> Batch:
+        """One of several parts with equally many rows: its rows, and copies of one whose targets do not count.
+
+        Together the parts have all targets that count. A batch with fewer rows than shares is also divided so.
+        """
+        if shares == 1:
+            return self
+        ends = [len(self) * end // shares for end in (number, number + 1)]
+        rows = torch.arange(*ends)
+        copies = torch.zeros(-(-len(self) // shares) - len(rows), dtype=rows.dtype)
+        index = torch.cat([rows, copies])
+        part = copy.copy(self)
+        part.inputs = _of_tensors(self.inputs, lambda tensor: tensor[index])
+        part.targets, part.weights = self.targets[index], self.weights[index]
+        part.weights[len(rows) :] = 0
+        part._count()
+        return part
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
         made = copy.copy(self)

@@ -1,20 +1,23 @@
-"""Kernels that a stage is computed with: those of its configuration, as far as this machine has them. Loads no torch.
+"""Kernels and strategy of a stage: those of its configuration, as far as this machine has them.
 
 The answer depends on the configuration and the machine alone. So it is the same for every seed, for a plan, a run and
-a resumed run.
+a resumed run. Loads no torch, but to read the memory of a GPU.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sysconfig
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from lit_llm.config.machine import compiler, compiler_name
+from lit_llm.experiment.cost import memory_of
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.resolve import resolve_model
 from lit_llm.training.config import TrainingConfig
+from lit_llm.training.memory import Shared
 
 
 class Kernels(NamedTuple):
@@ -38,6 +41,8 @@ def kernels_of(experiment: Experiment, stage: Trained) -> Kernels:
     if execution.kernels != "compiled":
         return Kernels(execution.kernels)
     obstacle = _no_compiler(execution.accelerator != "cpu" and has_gpu()) or _uncompiled_part(experiment, stage)
+    if strategy_of(experiment, stage) == "fsdp":
+        obstacle = "with fsdp a block gathers its parameters, which torch does not compile"
     return Kernels("auto" if obstacle else "compiled", obstacle)
 
 
@@ -55,11 +60,35 @@ def compiled_saves(experiment: Experiment, stage: Trained, step: float) -> float
     return max(0.0, SAVED * training.max_steps * step - COMPILE_SECONDS)
 
 
-def training_of(experiment: Experiment, stage: Trained) -> TrainingConfig:
-    """Settings of a stage's training with the kernels of this machine."""
+def strategy_of(experiment: Experiment, stage: Trained) -> Shared | None:
+    """What the devices of a stage's training share; None for one device."""
     training = experiment.section(stage).training
-    kernels = {"kernels": kernels_of(experiment, stage).name}
-    return training.model_copy(update={"execution": training.execution.model_copy(update=kernels)})
+    execution = training.execution
+    if execution.ranks == 1:
+        return None
+    if execution.strategy != "auto":
+        return execution.strategy
+    memory = gpu_memory() if execution.accelerator != "cpu" else None
+    too_small = memory is not None and memory_of(experiment, stage, "ddp") > memory
+    return "fsdp" if too_small and not training.eight_bit else "ddp"
+
+
+@cache
+def gpu_memory() -> int | None:
+    """Bytes of memory of this machine's first GPU; None without one."""
+    if has_gpu():
+        import torch
+
+        if torch.cuda.is_available():
+            return int(torch.cuda.get_device_properties(0).total_memory)
+    return None
+
+
+def training_of(experiment: Experiment, stage: Trained) -> TrainingConfig:
+    """Settings of a stage's training with the kernels and the strategy of this machine."""
+    training = experiment.section(stage).training
+    chosen = {"kernels": kernels_of(experiment, stage).name, "strategy": strategy_of(experiment, stage) or "auto"}
+    return training.model_copy(update={"execution": training.execution.model_copy(update=chosen)})
 
 
 def lengths_vary(experiment: Experiment, stage: Trained) -> bool:

@@ -13,11 +13,10 @@ from lit_llm.components.registry import PACKAGES
 from lit_llm.config.code_digest import digest_of_code, digest_of_package
 from lit_llm.config.hashing import fingerprint
 from lit_llm.config.machine import compiler, cpu_flags
-from lit_llm.config.tree import leaves
 from lit_llm.data.config import InstructionConfig
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.resolve import resolve_model
-from lit_llm.runs.kernels import has_gpu, kernels_of
+from lit_llm.runs.kernels import has_gpu, kernels_of, strategy_of
 
 COMPUTES = (
     "components",
@@ -54,10 +53,11 @@ def provenance(
     execution = training.execution
     cut_matters = not evaluates and (training.dropout > 0 or training.precision == "bf16_master")
     packed = isinstance(data, InstructionConfig) and data.packing == "greedy"
-    at_once = execution.micro_batch_size or data.batch_size
-    eight_bit = (
-        not evaluates and "adamw_8bit" in dict(leaves(training.optimizer.model_dump())).values()
-    )  # as the optimiser, or within Muon
+    at_once = execution.rows_at_once(data.batch_size)
+    cut = f"{at_once} packed" if packed else at_once
+    if execution.ranks > 1:
+        cut = f"{cut} on {execution.ranks} devices"
+    ranks = 1 if evaluates else execution.ranks
     return {
         "version": __version__,
         "code": CODE,
@@ -70,8 +70,11 @@ def provenance(
         "threads": execution.threads,
         "micro_batch_size": execution.micro_batch_size,
         "packing": "greedy" if packed else None,
-        "cut": (f"{at_once} packed" if packed else at_once) if cut_matters else None,
-        "bitsandbytes": installed_version("bitsandbytes") if eight_bit else None,
+        "devices": ranks,
+        "nodes": execution.nodes if ranks > 1 else 1,
+        "strategy": strategy_of(experiment, stage) if ranks > 1 else None,
+        "cut": cut if cut_matters else None,
+        "bitsandbytes": installed_version("bitsandbytes") if training.eight_bit and not evaluates else None,
         "liger": _version_or_none("liger-kernel") if not evaluates and execution.kernels == "liger" else None,
         "weights": weights,
     }
@@ -110,8 +113,9 @@ COMPARABLE = ("code", "torch", "device", "kernels", "threads")
 """Parts of the provenance that have to be equal for two results to be compared."""
 REPEATABLE = (*COMPARABLE, "components", "cut", "bitsandbytes", "liger")
 """Parts that decide the numbers of one experiment. The last four are None where they have no effect, so arms may
-differ in them. components: code of external components. cut: micro-batch size and packing, which change the draws of
-dropout and the sum of bfloat16 gradients."""
+differ in them. components: code of external components. cut: micro-batch size, packing and the number of devices, which
+change the draws of dropout and the sum of bfloat16 gradients. Otherwise devices and their strategy change a result by
+rounding alone: a note of a comparison names them."""
 
 
 def same_provenance(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:

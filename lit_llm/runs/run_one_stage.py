@@ -59,7 +59,7 @@ def _run_claimed(
         return before  # another process has finished it
     try:
         stage.set_state("running")
-        from lit_llm.runs.stages import STAGES
+        from lit_llm.runs.stages import STAGES, Control
         from lit_llm.training.checkpoints import remove_checkpoints
 
         frozen = load_stage_config(stage)
@@ -68,7 +68,7 @@ def _run_claimed(
             stage.check_lease()
             return should_stop()
 
-        result = STAGES[frozen.kind](frozen, stage, store, is_to_stop, should_prune)
+        result = STAGES[frozen.kind](frozen, stage, store, Control(is_to_stop, should_prune))
         if result["state"] == "interrupted":
             stage.set_state("interrupted", result["error"])
         else:

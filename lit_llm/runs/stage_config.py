@@ -73,7 +73,7 @@ def halve_micro_batch(stage: Stage) -> int | None:
     """
     frozen = load_stage_config(stage)
     section = frozen.experiment.section(frozen.after)
-    now = section.training.execution.micro_batch_size or section.data.batch_size
+    now = section.training.execution.rows_at_once(section.data.batch_size)
     if frozen.kind == "evaluate" or now == 1 or provenance(frozen.experiment, frozen.after)["cut"] is not None:
         return None
     content = read_file(stage.config_file).plain()

@@ -32,21 +32,31 @@ from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
 from lit_llm.runs.kernels import kernels_of, lengths_vary, training_of
 from lit_llm.runs.provenance import provenance, same_provenance
+from lit_llm.runs.ranks import LostRank, started_ranks
 from lit_llm.runs.stage_config import StageConfig
 from lit_llm.runs.trained_model import open_finished, write_weights
 from lit_llm.runs.warm_start import load_source_weights, windows_before
 from lit_llm.store.files import Damaged, remove
 from lit_llm.store.store import SCHEMA, MetricsFile, Stage, Store, finite, read_json, write_json, write_text
 from lit_llm.training.config import TrainingConfig
-from lit_llm.training.fit import Evaluate, ShouldPrune, StepCost, accelerator_of, fit
+from lit_llm.training.devices import DeviceGroup
+from lit_llm.training.fit import Evaluate, ShouldPrune, StepCost, TrainResult, accelerator_of, fit
 from lit_llm.training.module import WarmStart
 
 ShouldStop = Callable[[], bool]
 
 
-def pretrain(
-    frozen: StageConfig, stage: Stage, store: Store, should_stop: ShouldStop, should_prune: ShouldPrune | None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Control:
+    """What decides the end of a stage before its last step."""
+
+    should_stop: ShouldStop = lambda: False
+    should_prune: ShouldPrune | None = None
+    follows: DeviceGroup | None = None
+    """The group of a process that only helps another one, rank 0: it writes nothing, and rank 0 decides."""
+
+
+def pretrain(frozen: StageConfig, stage: Stage, store: Store, control: Control) -> dict[str, Any]:
     """Train an experiment's `pretrain` section, from random weights or from those of other models."""
     experiment, section = frozen.experiment, frozen.experiment.pretrain
     torch.set_num_threads(section.training.execution.threads)
@@ -57,7 +67,7 @@ def pretrain(
     final = FinalEvaluation(
         data.held_out_splits,
         lambda split, model, progress: held_out(split, final=True).measured(model, progress),
-        _progress_of(stage),
+        _progress_of(stage, control),
     )
     size = section.data.batch_size * section.data.sequence_length
     cost = cost_of(experiment)
@@ -65,24 +75,10 @@ def pretrain(
     model = build_model(experiment.model, experiment.seed)
     warm_start, weights = load_source_weights(model, frozen, store)
     evaluations = Evaluations(held_out(), final)
-    return _train(
-        "pretrain",
-        frozen,
-        stage,
-        model,
-        batches,
-        step_cost,
-        evaluations,
-        should_stop,
-        should_prune,
-        weights,
-        warm_start,
-    )
+    return _train("pretrain", frozen, stage, model, batches, step_cost, evaluations, control, weights, warm_start)
 
 
-def finetune(
-    frozen: StageConfig, stage: Stage, store: Store, should_stop: ShouldStop, should_prune: ShouldPrune | None
-) -> dict[str, Any]:
+def finetune(frozen: StageConfig, stage: Stage, store: Store, control: Control) -> dict[str, Any]:
     """Train an experiment's `finetune` section from the weights of its pretraining."""
     experiment, section = frozen.experiment, frozen.experiment.finetune
     assert section is not None
@@ -91,7 +87,7 @@ def finetune(
     packed = section.data.packing == "greedy"
     batches = ExampleBatches(examples, section.data.batch_size, family, section.masks, experiment.seed, packed)
     byte_lengths = _text(frozen, store).tokenizer().byte_lengths()
-    at_once = section.training.execution.micro_batch_size or section.data.batch_size
+    at_once = section.training.execution.rows_at_once(section.data.batch_size)
     batch_tokens = at_once * (section.data.input_length + section.data.target_length)
 
     def held_out(count: int, split: str) -> HeldOutExamples:
@@ -103,18 +99,16 @@ def finetune(
         lambda split, model, progress: held_out(section.validation.most_examples, split).measured(
             model, batch_tokens, progress
         ),
-        _progress_of(stage),
+        _progress_of(stage, control),
     )
     step_cost = _mean_step_cost(experiment, examples)
     finished = open_finished(store, frozen.parent)
     model, weights = finished.model, finished.weights
     evaluations = Evaluations(lambda model: during.measured(model, batch_tokens).metrics, final)
-    return _train("finetune", frozen, stage, model, batches, step_cost, evaluations, should_stop, should_prune, weights)
+    return _train("finetune", frozen, stage, model, batches, step_cost, evaluations, control, weights)
 
 
-def evaluate(
-    frozen: StageConfig, stage: Stage, store: Store, should_stop: ShouldStop, should_prune: ShouldPrune | None
-) -> dict[str, Any]:
+def evaluate(frozen: StageConfig, stage: Stage, store: Store, control: Control) -> dict[str, Any]:
     """Run one evaluation of a finished stage."""
     started = time.time()
     config, section = frozen.experiment.evaluate, frozen.experiment.section(frozen.after)
@@ -133,7 +127,7 @@ def evaluate(
         "started": started,
         "provenance": provenance(frozen.experiment, frozen.after, evaluates=True, weights=before.get("weights")),
     }
-    if should_stop():
+    if control.should_stop():
         return result | {"state": "interrupted", "error": "it was asked to stop"}
     torch.set_num_threads(section.training.execution.threads)
     model = open_finished(store, frozen.parent).model
@@ -141,7 +135,7 @@ def evaluate(
     model.to(device)
     low = config.precision == "bf16"
     with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
-        evaluation = _run_evaluation(frozen, store, model, _progress_of(stage))
+        evaluation = _run_evaluation(frozen, store, model, _progress_of(stage, control))
     write_text(stage.rows_file, "".join(json.dumps(row) + "\n" for row in evaluation.rows), True, stage.check_claim)
     file = MetricsFile(stage.metrics_file)
     file.append(before["steps"], evaluation.metrics)
@@ -217,8 +211,10 @@ def _run_evaluation(frozen: StageConfig, store: Store, model: LanguageModel, pro
     return example_losses(model, held_out, batch_tokens=batch, progress=progress)
 
 
-def _progress_of(stage: Stage) -> Progress:
+def _progress_of(stage: Stage, control: Control) -> Progress:
     """A callback that writes the stage's progress file, at most twice a second."""
+    if control.follows is not None:
+        return lambda done, total: None
     last = 0.0
 
     def report(done: int, total: int) -> None:
@@ -269,14 +265,31 @@ def _train(
     batches: Batches,
     step_cost: StepCost,
     evaluations: Evaluations,
-    should_stop: ShouldStop,
-    should_prune: ShouldPrune | None,
+    control: Control,
     weights: str | None = None,
     warm_start: WarmStart | None = None,
 ) -> dict[str, Any]:
     """Train one stage. Returns the result for result.json. weights: digest of the initial weights."""
     started = time.time()
     experiment, section = frozen.experiment, frozen.experiment.section(name)
+    training = training_of(experiment, name)
+    train = partial(
+        fit,
+        model,
+        training,
+        batches,
+        step_cost=step_cost,
+        evaluate=evaluations.during,
+        final=evaluations.final,
+        evaluate_times=section.validation.times,
+        metrics_file=stage.metrics_file,
+        checkpoints=stage.checkpoints,
+        warm_start=warm_start,
+        lengths_vary=lengths_vary(experiment, name),
+    )
+    if control.follows is not None:
+        train(group=control.follows)
+        return {}
     origin = provenance(experiment, name, weights=weights)
     discard_other_provenance(
         origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file], stage.note
@@ -285,28 +298,24 @@ def _train(
         stage.note(f"blocks are not compiled: {obstacle}")
     stage.progress_file.unlink(missing_ok=True)  # left by an attempt that stopped in its last evaluation
     began = time.perf_counter()
-    initial = _before_training(model, section.training, evaluations.during, stage)
-    before = time.perf_counter() - began
-    fitted = fit(
-        model,
-        training_of(experiment, name),
-        batches,
-        step_cost=step_cost,
-        evaluate=evaluations.during,
-        final=evaluations.final,
-        evaluate_times=section.validation.times,
-        metrics_file=stage.metrics_file,
-        checkpoints=stage.checkpoints,
-        should_stop=should_stop,
-        should_prune=should_prune,
-        warm_start=warm_start,
-        lengths_vary=lengths_vary(experiment, name),
-        log=stage.note,
-        check_claim=stage.check_claim,
-    )
+    initial: dict[str, float | None] = {}
+    before = 0.0
+    try:
+        with started_ranks(stage, training.execution) as group:
+            initial = _before_training(model, section.training, evaluations.during, stage)
+            before = time.perf_counter() - began
+            fitted = train(
+                should_stop=control.should_stop,
+                should_prune=control.should_prune,
+                log=stage.note,
+                check_claim=stage.check_claim,
+                group=group,
+            )
+    except LostRank as lost:
+        fitted = TrainResult("interrupted", 0, error=str(lost), seconds={"training": 0.0, "evaluation": 0.0})
     digest = None
     if fitted.state == "done":
-        digest = write_weights(stage, model.state_dict())
+        digest = write_weights(stage, fitted.weights)
         write_losses(stage.losses_file, evaluations.final.losses, stage.check_claim)
     return {
         "schema": SCHEMA,

@@ -113,7 +113,8 @@ def setting_of(training: TrainingConfig, max_parallel: int) -> Setting:
     """The setting of a run beside max_parallel - 1 others."""
     execution = training.execution
     device = "cuda" if execution.accelerator != "cpu" and has_gpu() else "cpu"
-    return Setting(device, execution.threads, min(max_parallel, MOST_PROCESSES, max(1, cores() // execution.threads)))
+    processes = max_parallel * (execution.devices if device == "cpu" else 1)
+    return Setting(device, execution.threads, min(processes, MOST_PROCESSES, max(1, cores() // execution.threads)))
 
 
 @cache
@@ -231,7 +232,7 @@ def _line(child: subprocess.Popen[str], error: IO[str]) -> str:
 
 
 class RandomBatches:
-    """Batches of random tokens, collated as for a stage, in place of a prepared corpus."""
+    """Batches of random tokens, collated as for a stage, in place of a prepared corpus: the share of one device."""
 
     def __init__(self, experiment: Experiment, stage: Trained) -> None:
         import numpy as np
@@ -244,6 +245,9 @@ class RandomBatches:
         self.random = np.random.default_rng(0)
 
     def __getitem__(self, number: int) -> Batch:
+        return self._whole(number).share(0, self.experiment.section(self.stage).training.execution.ranks)
+
+    def _whole(self, number: int) -> Batch:
         from lit_llm.data.batches import cut
         from lit_llm.objectives.collate import collate
 
@@ -274,7 +278,7 @@ def train_on_random_tokens(
     after_step: Callable[[], bool],
     steps: int | None = None,
 ) -> None:
-    """Train as a stage does, on random tokens and without keeping anything.
+    """Train as a stage does, on random tokens and without keeping anything: of several devices, as one of them.
 
     Args:
         model: The model, whose parameters are changed.
@@ -286,6 +290,8 @@ def train_on_random_tokens(
     from lit_llm.training.fit import StepCost, fit
 
     training = training_of(experiment, stage)
+    alone = training.execution.model_copy(update={"devices": 1, "nodes": 1})
+    training = training.model_copy(update={"execution": alone})
     with tempfile.TemporaryDirectory() as folder:
         fit(
             model,

@@ -3,7 +3,8 @@
     run        = start + steps x step + validations (forward only: a third of a step for as many windows)
     evaluation = start + a third of a step for as many tokens; attention analysis costs some more passes
 
-Left out: tokenising a corpus for the first time, checkpoints, waiting for data, the tasks of the harness.
+Left out: communication between devices, tokenising a corpus for the first time, checkpoints, waiting for data, the
+tasks of the harness.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.cost import forward_flops, train_flops
 from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.base import AnyObjective
+from lit_llm.runs.kernels import gpu_memory
 
 START_SECONDS = 0.2
 """Seconds of a run outside its steps and validations, forked from a server with all imports: 0.16 s in
@@ -85,7 +87,8 @@ def seconds_of(
     pretrain = experiment.pretrain
     data, training, validation = pretrain.data, pretrain.training, pretrain.validation
     step = steps["pretrain"] * _teacher_factor(experiment)
-    window = FORWARD * steps["pretrain"] / data.batch_size
+    # A step was timed on one device's share; an evaluation is whole on each device.
+    window = FORWARD * steps["pretrain"] / training.execution.share(data.batch_size)
     _, primary = validation.primary(data.sequence_length, experiment.model.family)
     ways: list[AnyObjective] = [primary]
     if pretrain.objective.resolved(data.sequence_length) != primary:
@@ -142,7 +145,7 @@ def _finetune_seconds(experiment: Experiment, step: float, padded: PaddedBatch |
     batch = padded or PaddedBatch(data.batch_size, data.input_length, data.target_length)
     # Rows are shorter than the timed ones, and fewer with packing.
     step *= batch.rows * (batch.source + batch.target) / (data.batch_size * longest)
-    example = FORWARD * step / data.batch_size
+    example = FORWARD * step / training.execution.share(data.batch_size)
     splits = 2 if data.has_test else 1
     times = min(validation.times, training.max_steps)  # one before the first step
     evaluations = times * validation.examples + splits * validation.most_examples
@@ -190,6 +193,13 @@ def makespan(seconds: Iterable[float], max_parallel: int) -> float:
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
     return max(free)
+
+
+def memory_of_device(experiment: Experiment, stage: Trained) -> int:
+    """Bytes that each device of a stage has here: a GPU's memory, or a share of the free main memory."""
+    execution = experiment.section(stage).training.execution
+    on_gpu = gpu_memory() if execution.accelerator != "cpu" else None
+    return available_memory() // execution.devices if on_gpu is None else on_gpu
 
 
 def available_memory() -> int:

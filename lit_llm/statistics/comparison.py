@@ -107,6 +107,12 @@ class RunResult:
         return {package: code for origin in self._origins for package, code in (origin.get("components") or {}).items()}
 
     @property
+    def devices(self) -> str:
+        """Devices and strategy of its trainings, in words."""
+        several = [origin for origin in self._origins if origin.get("devices", 1) > 1]
+        return " and ".join(sorted({f"{o['devices']} devices ({o['strategy']})" for o in several})) or "one device"
+
+    @property
     def _origins(self) -> list[dict[str, Any]]:
         return self.result.get("origins") or [self.result.get("provenance", {})]
 
@@ -260,7 +266,7 @@ def compare(
     )
     if not any(values.values()) and (measured := sorted({name for run in kept for name in run.result["metrics"]})):
         notes.append(f"no run that has ended has {metric}{did_you_mean(metric, measured)}")
-    notes += _not_finite(kept, metric)
+    notes += [*_not_finite(kept, metric), *_of_different_devices(kept)]
     shared = interims is not None and interims.comparisons > 1
     notes += comparison_notes(judged, differences, procedure, adjusted=shared)
     compared = Comparison(
@@ -324,6 +330,16 @@ def _not_finite(kept: Sequence[RunResult], metric: str) -> Iterator[str]:
     if counts:
         named = ", ".join(f"{arm} {count}" for arm, count in counts.items())
         yield f"{metric} is not finite in runs that were trained to the end, which count as diverged: {named}"
+
+
+def _of_different_devices(kept: Sequence[RunResult]) -> Iterator[str]:
+    """A note on runs that were trained on different numbers of devices, or by different strategies."""
+    arms: dict[str, dict[str, None]] = {}
+    for run in kept:
+        arms.setdefault(run.devices, {})[run.arm] = None
+    if len(arms) > 1:
+        named = "; ".join(f"{', '.join(names)} on {devices}" for devices, names in arms.items())
+        yield f"runs were trained on different devices, which changes a result by rounding: {named}"
 
 
 def _effects(

@@ -190,8 +190,15 @@ def resident_bytes(timings: Collection[StepTiming]) -> int:
 
 def runs_that_fit(arms: Sequence[PlannedArm], most: int, available: float, resident: int) -> int:
     """Number of parallel runs, at most `most`, for which `available` bytes suffice even if they are the largest."""
-    needs = sorted((p.cost.memory_bytes + resident for p in arms for _ in p.fingerprints), reverse=True)
+    needs = sorted((_needed(p, resident) for p in arms for _ in p.fingerprints), reverse=True)
     return next((count for count in range(most, 0, -1) if sum(needs[:count]) <= available), 0)
+
+
+def _needed(planned: PlannedArm, resident: int) -> int:
+    """Bytes that the processes of one run need together; devices of a CPU share its memory, GPUs have their own."""
+    training = planned.arm.experiment.pretrain.training
+    processes = training.execution.devices if setting_of(training, 1).device == "cpu" else 1
+    return processes * (planned.cost.memory_bytes + resident)
 
 
 def _too_large(largest: PlannedArm, available: int, max_parallel: int, fitting: int) -> tuple[str, str]:
@@ -209,7 +216,7 @@ def _too_large(largest: PlannedArm, available: int, max_parallel: int, fitting: 
         return "model", f"{needed}, {free}: {held}; it wants a larger machine or a smaller model"
     stage = stage_of_most_memory(largest.arm.experiment)
     section = largest.arm.experiment.section(stage)
-    now = section.training.execution.micro_batch_size or section.data.batch_size
+    now = section.training.execution.rows_at_once(section.data.batch_size)
     less = "" if section.training.execution.activation_checkpointing else ", or turn activation_checkpointing on"
     key = f"{stage}.training.execution.micro_batch_size"
     return key, f"{needed}, {free}: take fewer sequences at a time than {now}{less}"

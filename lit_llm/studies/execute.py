@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_llm.launch.devices import machine_slots
 from lit_llm.runs.stage_config import is_frozen, save_stage_config
 from lit_llm.store.store import Store
 from lit_llm.studies.launched import Places
 from lit_llm.studies.manifest import Manifest, follow_stages
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.runs import Run, StoredStage
-from lit_llm.studies.stage_executor import StageExecutor, Work
+from lit_llm.studies.stage_executor import StageExecutor, Work, slots_for
 from lit_llm.studies.supervise import Supervision
 from lit_llm.tracking.sync_thread import SyncThread
 
@@ -66,7 +65,7 @@ class Execution:
         return StageExecutor(
             self.store,
             work,
-            slots=machine_slots(self.max_parallel, use_gpus),
+            slots=slots_for(work, self.max_parallel, use_gpus),
             observer=self.observer,
             supervision=self.supervision,
             poll=poll,

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config.problems import InputError, Problem, SourceLocation
-from lit_llm.launch.devices import machine_slots
 from lit_llm.store.store import Store, read_json, write_json
 from lit_llm.studies.launched import Places, Progress
 from lit_llm.studies.observer import Observer
-from lit_llm.studies.stage_executor import StageExecutor, Work, picker_of
+from lit_llm.studies.stage_executor import StageExecutor, Work, picker_of, slots_for
 from lit_llm.studies.supervise import Supervision
 
 FILE = "manifest.json"
@@ -66,7 +65,7 @@ def work_on(file: Path, store: Store, observer: Observer) -> bool:
     return StageExecutor(
         store,
         manifest.stages,
-        slots=machine_slots(manifest.max_parallel),
+        slots=slots_for(manifest.stages, manifest.max_parallel),
         observer=observer,
         supervision=manifest.supervision,
         picker=picker_of(store, manifest.stages, random.random(), file.parent / "ended"),

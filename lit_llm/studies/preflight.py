@@ -10,6 +10,7 @@ from lit_llm.config.problems import InputError, Problem, collect_errors
 from lit_llm.config.tree import split_path
 from lit_llm.data.record_files import SKIPPED
 from lit_llm.evaluation.task_names import check_names
+from lit_llm.launch.devices import visible_gpus
 from lit_llm.runs.fingerprints import digest_of_examples, digests_of_texts, identity_of_data
 from lit_llm.runs.kernels import has_gpu
 from lit_llm.runs.leaks import leaks_of, prepared_examples, same_tokenizer, texts_of
@@ -20,11 +21,15 @@ from lit_llm.training.kernels import liger_obstacle
 
 
 def check_kernels(ablation: Ablation, arms: Collection[str] | None = None) -> None:
-    """Raise InputError where a training of these arms, or of all, wants Liger's kernels and this machine lacks them."""
+    """Raise InputError where a training of these arms, or of all, wants kernels or devices that this machine lacks."""
     problems: list[Problem] = []
     for arm in ablation.arms:
         for stage in arm.experiment.trained if arms is None or arm.name in arms else ():
             execution = arm.experiment.section(stage).training.execution
+            gpus = visible_gpus() if execution.accelerator != "cpu" else []
+            with collect_errors(problems), _errors_located(arm, f"{stage}.training.execution"):
+                if gpus and len(gpus) < execution.devices:
+                    raise InputError(Problem(f"{execution.devices}, but this machine has {len(gpus)} GPUs", "devices"))
             if execution.kernels == "liger":
                 obstacle = liger_obstacle(execution.accelerator != "cpu" and has_gpu())
                 with collect_errors(problems), _errors_located(arm, f"{stage}.training.execution"):

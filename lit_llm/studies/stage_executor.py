@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
+from lit_llm.launch.devices import machine_slots
 from lit_llm.runs.worker import preloaded, run_stage
 from lit_llm.store.disk import DiskError, check_exists
 from lit_llm.store.locks import Busy
@@ -33,12 +34,20 @@ class Work:
     parents: tuple[str, ...] = ()
     """Fingerprints of the stages whose results it begins with."""
     threads: int = 1
+    devices: int = 1
+    """Slots that it takes at once, each with a device."""
 
     @classmethod
     def of(cls, run: Run, step: StoredStage) -> Work:
         """The work of a run's stage."""
         execution = run.experiment_at(step).section(step.node.after).training.execution
-        return cls(run.name_at(step), step.node.fingerprint, tuple(step.node.parents), execution.threads)
+        devices = 1 if step.node.kind == "evaluate" else execution.devices
+        return cls(run.name_at(step), step.node.fingerprint, tuple(step.node.parents), execution.threads, devices)
+
+
+def slots_for(work: Sequence[Work], max_parallel: int, use_gpus: bool = True) -> list[dict[str, str]]:
+    """Slots of this machine for as many runs at once, each on as many devices as the largest."""
+    return machine_slots(max_parallel * max((each.devices for each in work), default=1), use_gpus)
 
 
 def picker_of(store: Store, todo: Sequence[Work], offset: float = 0.0, notes: Path | None = None) -> Picker:
@@ -101,7 +110,8 @@ class StageExecutor:
 
     def _task(self, work: Work) -> Task:
         log = self.store.stage(work.fingerprint).log_file
-        return Task(work.name, run_stage, (self.store.root, work.fingerprint), log=log, threads=work.threads)
+        arguments = (self.store.root, work.fingerprint)
+        return Task(work.name, run_stage, arguments, log=log, threads=work.threads, slots=work.devices)
 
     def _finish(self, outcome: Outcome) -> None:
         name = outcome.task.arguments[1]

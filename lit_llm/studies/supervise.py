@@ -73,7 +73,7 @@ class Supervisor:
             return self._counted(task, stage, outcome.error or "killed")
         state = stage.status()["state"]
         if state == "interrupted":
-            return self._counted(task, stage, "somebody asked its process to stop")
+            return self._counted(task, stage, f"its process was interrupted: {stage.status()['error']}")
         if state != "out_of_memory":
             return False
         size = halve_micro_batch(stage)

@@ -101,11 +101,13 @@ class Coordinator:
             self.poll()
             news()
 
-        use_gpus = any(arm.may_use_gpu for arm in self.search.ablation.arms)
+        arms = self.search.ablation.arms
+        use_gpus = any(arm.may_use_gpu for arm in arms)
+        slots = max_parallel * max(arm.experiment.pretrain.training.execution.devices for arm in arms)
         try:
             run_tasks(
                 self._tasks(waits),
-                max_parallel=machine_slots(max_parallel, use_gpus),
+                max_parallel=machine_slots(slots, use_gpus),
                 preload=preloaded(),
                 on_finish=self._finish,
                 on_question=self._answer,
@@ -182,8 +184,9 @@ class Coordinator:
         self.running[trial.name] = trial
         self.observer.began(trial)
         arguments = (self.store.root, trial.fingerprints, self._judged_on)
-        threads = runs[0].experiment.pretrain.training.execution.threads
-        return Task(trial.name, run_trial, arguments, log=runs[0].last.log_file, threads=threads)
+        execution = runs[0].experiment.pretrain.training.execution
+        log, threads, slots = runs[0].last.log_file, execution.threads, execution.devices
+        return Task(trial.name, run_trial, arguments, log=log, threads=threads, slots=slots)
 
     def _reset_unusable(self, run: Run) -> None:
         """Reset a stage that has failed, or whose result is of other code, which a search must not mix."""

@@ -11,6 +11,7 @@ import lightning as L
 
 from lit_llm.store.files import Damaged, put_in_place, remove, work_file
 from lit_llm.training.config import TrainingConfig
+from lit_llm.training.devices import stops_by_first
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _DIGEST = re.compile(rb"\nsha256:[0-9a-f]{64}\n")
@@ -41,10 +42,11 @@ class Checkpoints(L.Callback):
         step = trainer.global_step
         if step >= self.last_step:
             return
-        stop = self.should_stop()
+        stop = stops_by_first(trainer, trainer.is_global_zero and self.should_stop())
         if stop or step % self.every == 0:
-            self.check_claim()
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if trainer.is_global_zero:
+                self.check_claim()
+                self.folder.mkdir(parents=True, exist_ok=True)
             work = work_file(self.folder / LAST)
             trainer.save_checkpoint(work)
             if trainer.is_global_zero:

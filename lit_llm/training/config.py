@@ -51,10 +51,33 @@ class ExecutionConfig(Section):
     setting is stale."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device type."""
+    devices: int = Field(1, gt=0)
+    """Devices of one node that train one run together, each in a process of its own: GPUs, or groups of `threads` on a
+    CPU. Each computes its share of every batch. The loss stays the same, except with dropout and bf16_master, as for
+    micro_batch_size."""
+    nodes: int = Field(1, gt=0)
+    """Nodes of one run, each with `devices`. More than one needs an allocation of SLURM, whose srun starts the rest."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """What several devices share. ddp: each has the whole model and optimiser, and they average their gradients. fsdp:
+    each has its part of parameters, gradients and optimiser state, and gathers a layer's parameters while it computes
+    the layer (FSDP2). auto: ddp, or fsdp on GPUs whose memory is too small for ddp by the plan's arithmetic."""
     log_every: int = Field(10, gt=0)
     """Steps between two lines of metrics."""
     checkpoint_every: int = Field(500, gt=0)
     """Steps between two checkpoints; an interrupted run saves one more."""
+
+    @property
+    def ranks(self) -> int:
+        """Number of processes that train one run, one for each device of all nodes."""
+        return self.devices * self.nodes
+
+    def share(self, batch_size: int) -> int:
+        """Largest number of sequences of a batch on one device."""
+        return -(-batch_size // self.ranks)
+
+    def rows_at_once(self, batch_size: int) -> int:
+        """Largest number of sequences in one forward and backward pass on one device."""
+        return min(self.share(batch_size), self.micro_batch_size or batch_size)
 
 
 class DistillConfig(Section):
@@ -97,4 +120,19 @@ class TrainingConfig(Section):
     def _fits(self) -> TrainingConfig:
         if problem := self.schedule.problem(self.max_steps):
             raise config_error((f"schedule.{problem[0]}", problem[1]))
+        if obstacle := self.sharding_obstacle:
+            raise config_error(("execution.strategy", obstacle))
         return self
+
+    @property
+    def sharding_obstacle(self) -> str:
+        """Reason why `strategy: fsdp` cannot train this; '' where it can, or is not used."""
+        if self.execution.strategy != "fsdp" or self.execution.ranks == 1 or not self.eight_bit:
+            return ""
+        reason = "bitsandbytes quantises its moments in blocks of 256 entries, which the parts of a matrix would cut"
+        return f"fsdp does not work with adamw_8bit: {reason}; use `strategy: ddp`, or `optimizer: adamw`"
+
+    @property
+    def eight_bit(self) -> bool:
+        """True where an optimiser, or the one within Muon, keeps its moments in 8 bits."""
+        return "adamw_8bit" in (self.optimizer.kind, getattr(getattr(self.optimizer, "adamw", None), "kind", ""))

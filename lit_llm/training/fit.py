@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_llm.config.metrics import GRAD_NORM, LEARNING_RATE, TEACHER_DIVERGENCE, TRAIN_LOSS
@@ -24,7 +27,8 @@ from lit_llm.objectives.collate import Batch
 from lit_llm.store.store import MetricsFile
 from lit_llm.training.checkpoints import Checkpoints, newest_checkpoint
 from lit_llm.training.compiled_blocks import compile_blocks
-from lit_llm.training.config import TrainingConfig
+from lit_llm.training.config import ExecutionConfig, TrainingConfig
+from lit_llm.training.devices import DeviceGroup, Sharded, lightning_strategy, stops_by_first
 from lit_llm.training.heap import keep_freed_memory
 from lit_llm.training.kernels import liger_obstacle
 from lit_llm.training.module import Diverged, LitModel, WarmStart
@@ -64,6 +68,8 @@ class TrainResult:
     """Number of target tokens in the loss."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds spent in training steps and in evaluations."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """The trained weights in float32, once done; on rank 0 alone where devices share the model."""
 
 
 def fit(
@@ -83,38 +89,42 @@ def fit(
     final: Evaluate | None = None,
     log: Callable[[str], None] = print,
     check_claim: Callable[[], None] = lambda: None,
+    group: DeviceGroup = DeviceGroup(),
 ) -> TrainResult:
-    """Train to max_steps, from the newest undamaged checkpoint if there is one. Once done, the weights are in float32.
+    """Train to max_steps, from the newest undamaged checkpoint if there is one.
 
     evaluate_times: number of evaluations, evenly spaced, the last one after the last step. final: the last evaluation,
     where it differs from those before. lengths_vary: whether batches differ in their numbers of tokens, for compiled
     blocks. `should_stop` is called after every step, `should_prune` after every evaluation;
     when one returns True, a checkpoint is written and training ends as interrupted. `log` gets a message about a
-    damaged checkpoint. `check_claim` is called before each checkpoint and raises to end a late holder. Raises
-    InputError for kernels that this machine lacks.
+    damaged checkpoint. `check_claim` is called before each checkpoint and raises to end a late holder. group: the
+    processes that train the model together; all call this function with equal models and batches, only rank 0 writes
+    files, and its `should_stop` and `should_prune` decide. Raises InputError for kernels or devices that this machine
+    lacks.
     """
     execution = training.execution
     accelerator = accelerator_of(execution.accelerator)
+    _check_devices(execution, accelerator)
     if execution.kernels == "liger" and (obstacle := liger_obstacle(accelerator == "cuda")):
         raise InputError(Problem(obstacle, "training.execution.kernels"))
     # Lightning does not change the mode, and a loaded model is in evaluation mode, without dropout.
     lit = LitModel(model.train(), training, batches.seed, warm_start)
     if execution.kernels == "compiled":
         compile_blocks(model, lengths_vary)
-    resume = newest_checkpoint(checkpoints, log)
     stability, throughput = (
         Stability(training.stability),
-        Throughput(step_cost.tokens, step_cost.flops, training.precision),
+        Throughput(step_cost.tokens, step_cost.flops, training.precision, group.ranks),
     )
     metrics_logger = MetricsLogger(
         training, step_cost, (evaluate, final or evaluate), evaluate_times, metrics_file, stability, throughput
     )
     pruning = PruningCallback(metrics_logger, training, should_prune)
     checkpoint_writer = Checkpoints(checkpoints, training, lambda: pruning.pruned or should_stop(), check_claim)
-    with _silence_lightning():
+    with _silence_lightning(), group.connected(accelerator):
+        # Rank 0 alone looks, since it removes damaged ones.
+        resume = group.from_first(newest_checkpoint(checkpoints, log) if group.rank == 0 else None)
         trainer = L.Trainer(
             accelerator=accelerator,
-            devices=1,
             precision="bf16-mixed" if training.precision == "bf16" else "32-true",
             max_steps=training.max_steps,
             max_epochs=-1,
@@ -124,6 +134,7 @@ def fit(
                 metrics_logger,
                 pruning,
                 checkpoint_writer,
+                *[_OwnSignals()] * (group.ranks > 1),
             ],  # in this order: measure, write, prune, checkpoint
             logger=False,
             enable_checkpointing=False,
@@ -131,10 +142,11 @@ def fit(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            **group.trainer_options(execution, lightning_strategy(execution)),
         )
         if trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
-        batches.rank, batches.ranks = trainer.global_rank, trainer.world_size
+        batches.rank, batches.ranks = group.rank, group.ranks
         loader = DataLoader(
             batches,
             batch_size=None,
@@ -151,10 +163,33 @@ def fit(
             pass  # Lightning raises it at the end of the batch after which `should_stop` was True
         finally:
             metrics_logger.close()
-    if trainer.global_step < training.max_steps:
-        reason = f"pruned at step {trainer.global_step}" if pruning.pruned else "it was asked to stop"
-        return metrics_logger.ended("interrupted", trainer, reason)
-    return metrics_logger.ended("done", trainer)
+        if trainer.global_step < training.max_steps:
+            reason = f"pruned at step {trainer.global_step}" if pruning.pruned else "it was asked to stop"
+            return metrics_logger.ended("interrupted", trainer, reason)
+        result = metrics_logger.ended("done", trainer)
+        weights = lit.trained_model().state_dict()
+        result.weights = trainer.strategy.gathered(weights) if isinstance(trainer.strategy, Sharded) else weights
+    return result
+
+
+def _check_devices(execution: ExecutionConfig, accelerator: str) -> None:
+    if accelerator == "cuda" and (available := torch.cuda.device_count()) < execution.devices:
+        message = f"{execution.devices} devices, but torch sees {available} here; give the run more, or set it to fewer"
+        raise InputError(Problem(message, "training.execution.devices"))
+
+
+class _OwnSignals(L.Callback):
+    """Keeps the signal handlers of the process while several ranks train.
+
+    Lightning's handler of SIGTERM communicates with the other ranks, in the middle of whatever they communicate.
+    """
+
+    def __init__(self) -> None:
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, *_: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)
 
 
 def accelerator_of(wanted: str) -> str:
@@ -209,15 +244,14 @@ class MetricsLogger(L.Callback):
         self.loss_tokens += report.targets
         self.loss_tokens_total += report.targets
         self.evaluated = {}
-        if step == self.training.max_steps:
-            pl_module.restore_masters()  # the last evaluation is of the weights that are saved
         if step in self.evaluation_steps:
-            began = time.perf_counter()
-            pl_module.eval()
+            began, last = time.perf_counter(), step == self.training.max_steps
+            # The last evaluation is of the weights that are saved.
+            model, evaluate = (pl_module.trained_model(), self.final) if last else (pl_module.model, self.evaluate)
+            model.eval()
             with torch.no_grad(), trainer.precision_plugin.forward_context():
-                evaluate = self.final if step == self.training.max_steps else self.evaluate
-                self.evaluated = evaluate(pl_module.model)
-            pl_module.train()
+                self.evaluated = evaluate(model)
+            model.train()
             self.evaluation_seconds += time.perf_counter() - began
         if self.evaluated or step % self.training.execution.log_every == 0 or step == self.training.max_steps:
             self.write(trainer, pl_module, self.evaluated)
@@ -265,7 +299,7 @@ class MetricsLogger(L.Callback):
 
 
 class PruningCallback(L.Callback):
-    """Asks once for all devices, after an evaluation, whether to prune the run."""
+    """Asks on rank 0, after an evaluation, whether to prune the run."""
 
     def __init__(
         self, metrics_logger: MetricsLogger, training: TrainingConfig, should_prune: ShouldPrune | None
@@ -275,10 +309,10 @@ class PruningCallback(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         step, metrics = trainer.global_step, self.metrics_logger.evaluated
-        if self.should_prune is None or not metrics or step >= self.last_step:
+        if not metrics or step >= self.last_step:
             return
-        verdict = self.should_prune(step, metrics) if trainer.is_global_zero else False
-        self.pruned = bool(trainer.strategy.broadcast(verdict))
+        prune = trainer.is_global_zero and self.should_prune is not None and self.should_prune(step, metrics)
+        self.pruned = stops_by_first(trainer, prune)
 
 
 @contextmanager

@@ -10,7 +10,9 @@ for all sequences together: at 2,048 tokens, d_model 96 and one sequence up to 4
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Literal
 
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.components.part import BFLOAT16, FLOAT32, Precision
@@ -35,6 +37,33 @@ def state_bytes(model: ResolvedModel, training: TrainingConfig) -> float:
     return kept + (multiplied * BFLOAT16 if training.precision == "bf16" else 0)
 
 
+def sharded_state_bytes(model: ResolvedModel, training: TrainingConfig, devices: int, synchronised: bool) -> float:
+    """Bytes on one device, of those that share parameters, gradients and the optimiser's state (FSDP2).
+
+    Beside its part a device has whole tensors: parameters and gradients outside of blocks during a step, and those of
+    two blocks, since the next one is gathered while one computes. With several micro-batches (synchronised: False) the
+    whole gradient is kept until the last. With bf16 autograd keeps a copy of every matrix for the backward pass.
+    """
+    parameters = count_parameters(model)
+    part = (2.0 * parameters.total * FLOAT32 + optimizer_bytes(model, training.optimizer)) / devices
+    blocks = block_parameters(model)
+    gathered = parameters.total - sum(blocks) + sum(sorted(blocks)[-2:])
+    number = BFLOAT16 if training.precision == "bf16_master" else FLOAT32
+    copies = (parameters.non_embedding + model.vocabulary * model.d_model) * BFLOAT16
+    whole = number * (gathered + (gathered if synchronised else parameters.total))
+    return part + whole + (copies if training.precision == "bf16" else 0)
+
+
+def block_parameters(model: ResolvedModel) -> list[int]:
+    """Number of parameters of every block of layers, which are sharded as a unit."""
+    sizes: dict[tuple[str, ...], int] = {}
+    for name, shape in parameter_shapes(model).items():
+        if ".layers." in name:
+            block = tuple(name.split(".")[:3])
+            sizes[block] = sizes.get(block, 0) + math.prod(shape)
+    return list(sizes.values())
+
+
 def optimizer_bytes(model: ResolvedModel, optimizer: Optimizer) -> float:
     """Bytes of the optimiser's state."""
     outside = embedding_shapes(model)
@@ -50,6 +79,23 @@ def weights_bytes(model: ResolvedModel) -> float:
 def checkpoint_bytes(model: ResolvedModel, training: TrainingConfig) -> float:
     """Bytes of a checkpoint: parameters and the optimiser's state."""
     return weights_bytes(model) + optimizer_bytes(model, training.optimizer)
+
+
+Shared = Literal["ddp", "fsdp"]
+"""What several devices share: with ddp each has the whole state, with fsdp a part of it."""
+
+
+def device_bytes(
+    model: ResolvedModel, training: TrainingConfig, shape: Shape, batch_size: int, strategy: Shared
+) -> float:
+    """Bytes of training on one of the configured devices; with one device the strategy has no effect."""
+    execution = training.execution
+    sequences = execution.rows_at_once(batch_size)
+    needed = training_bytes(model, training, shape, sequences)
+    if execution.ranks == 1 or strategy == "ddp":
+        return needed
+    synchronised = sequences == execution.share(batch_size)
+    return needed - state_bytes(model, training) + sharded_state_bytes(model, training, execution.ranks, synchronised)
 
 
 def training_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape, sequences: int) -> float:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.liger import liger_kernels
@@ -20,8 +21,10 @@ from lit_llm.models.families import DecoderOnly, LanguageModel
 from lit_llm.models.stacks import Stack
 from lit_llm.objectives.collate import Batch, causal_text
 from lit_llm.training.config import DistillConfig, TrainingConfig
+from lit_llm.training.devices import is_sharded, shard
 from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 from lit_llm.training.optimizers.master_weights import MasterWeights, masters_of
+from lit_llm.training.optimizers.shards import whole
 
 
 class Diverged(Exception):
@@ -84,6 +87,12 @@ class LitModel(L.LightningModule):
         # In a tuple, so that they are not submodules, which would be wrapped, and saved twice.
         self._masters = (masters_of(model),) if training.precision == "bf16_master" else ()
 
+    def configure_model(self) -> None:
+        """Divide the model among the devices where they share it; called once the devices are known."""
+        if self.device_mesh is not None and not is_sharded(self.model):
+            for model in (self.model, *self._masters):
+                shard(model, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         config = self.training_config.optimizer
         if not self._masters:
@@ -91,10 +100,13 @@ class LitModel(L.LightningModule):
         masters = self._masters[0].to(self.device)
         return MasterWeights(self.model, masters, build_optimizer(config, masters))
 
-    def restore_masters(self) -> None:
-        """Load the float32 masters, where there are any, into the model."""
+    def trained_model(self) -> LanguageModel:
+        """The model with the weights that are saved at the end, in float32. Training cannot go on after this."""
         for masters in self._masters:
+            if is_sharded(masters):
+                return masters
             self.model.float().load_state_dict(masters.state_dict())
+        return self.model
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)
@@ -106,12 +118,12 @@ class LitModel(L.LightningModule):
 
         self._update_frozen()
         # Filled on the device: a copy from the host would wait for it.
-        counted = self._over_devices(torch.full((), float(sum(batch.counts)), device=self.device))
+        counted = torch.full((), float(batch.total), device=self.device)
         total, divergence = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         micro_batches = list(batch.micro_batches(config.execution.micro_batch_size or len(batch)))
         for number, piece in enumerate(micro_batches):
-            synced = self._without_sync() if number < len(micro_batches) - 1 else nullcontext()
-            with synced, liger_kernels(config.execution.kernels == "liger"):
+            last = number == len(micro_batches) - 1
+            with self._synchronised(last), liger_kernels(config.execution.kernels == "liger"):
                 with self._dropout(number):
                     hidden_BTD = self.model.hidden(**piece.inputs)
                 losses = self._losses(hidden_BTD, piece)
@@ -120,15 +132,17 @@ class LitModel(L.LightningModule):
             total += losses.nats
             divergence += losses.divergence
 
+        self._drop_frozen_gradients()
         stepped = optimizer.optimizer
         trained = stepped.take_gradients() if isinstance(stepped, MasterWeights) else self.model.parameters()
         parameters = [p for p in trained if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf)
-        # The only wait for the device in a step.
-        sums = torch.stack([self._over_devices(total), self._over_devices(divergence), counted, norm.detach()])
-        nats_sum, divergence_sum, targets, grad_norm = sums.tolist()
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf))
+        # The only wait for the device in a step. All ranks report rank 0's norm, to decide alike.
+        sums_RN = self._of_all_ranks(torch.stack([total, divergence, norm.detach()]))
+        nats_sum, divergence_sum, grad_norm = torch.cat([sums_RN[:, :2].sum(0), sums_RN[0, 2:]]).tolist()
+        targets = batch.total
         mean_divergence = divergence_sum / targets if self._warm_start[0].distill else None
-        self.report = StepReport(nats_sum / targets, grad_norm, lr, int(targets), mean_divergence)
+        self.report = StepReport(nats_sum / targets, grad_norm, lr, targets, mean_divergence)
         if not math.isfinite(self.report.loss) or not math.isfinite(self.report.grad_norm):
             what = "loss" if not math.isfinite(self.report.loss) else "gradient"
             raise Diverged(f"the {what} is not finite in step {self.global_step + 1}")
@@ -138,13 +152,25 @@ class LitModel(L.LightningModule):
     def _update_frozen(self) -> None:
         """Freeze all but the newly initialised parameters in the first steps of an adaptation; unfreeze them after.
 
-        Frozen parameters get no gradient, so that no optimiser updates them.
+        Frozen parameters get no gradient, so that no optimiser updates them. Several devices agree on the gradients
+        that they exchange before the first step, so there all parameters get one, which is dropped.
         """
-        warm_start = self._warm_start[0]
-        if (frozen := self.global_step < warm_start.warmup_steps) != self._frozen:
+        frozen = self.trainer.world_size == 1 and self._is_frozen
+        if frozen != self._frozen:
             self._frozen = frozen
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(not frozen or name in warm_start.newly_initialised)
+                parameter.requires_grad_(not frozen or name in self._warm_start[0].newly_initialised)
+
+    @property
+    def _is_frozen(self) -> bool:
+        """True in the steps that train the newly initialised parameters alone."""
+        return self.global_step < self._warm_start[0].warmup_steps
+
+    def _drop_frozen_gradients(self) -> None:
+        if self._is_frozen:
+            for name, parameter in self.model.named_parameters():
+                if name not in self._warm_start[0].newly_initialised:
+                    parameter.grad = None
 
     def _losses(self, hidden_BTD: Tensor, piece: Batch) -> Losses:
         """Sums over the targets of a micro-batch; with a teacher, its divergence has a weight in the objective."""
@@ -173,13 +199,19 @@ class LitModel(L.LightningModule):
             torch.manual_seed(generator(self.seed, name).initial_seed())
             yield
 
-    def _over_devices(self, numbers: Tensor) -> Tensor:
+    def _of_all_ranks(self, numbers_N: Tensor) -> Tensor:
+        """N -> R x N: the numbers of every rank."""
         if self.trainer.world_size == 1:
-            return numbers
-        gathered = self.all_gather(numbers)
+            return numbers_N[None]
+        gathered = self.all_gather(numbers_N)
         assert isinstance(gathered, Tensor)
-        return gathered.sum(0)
+        return gathered
 
-    def _without_sync(self) -> Any:
+    @contextmanager
+    def _synchronised(self, last: bool) -> Iterator[None]:
+        """Context of a micro-batch: devices add up their gradients in the backward pass of the last one alone."""
         wrapped: Any = self.trainer.strategy.model
-        return wrapped.no_sync() if hasattr(wrapped, "no_sync") else nullcontext()
+        if is_sharded(self.model):
+            cast(FSDPModule, self.model).set_requires_gradient_sync(last)
+        with wrapped.no_sync() if hasattr(wrapped, "no_sync") and not last else nullcontext():
+            yield

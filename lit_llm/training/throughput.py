@@ -37,7 +37,9 @@ class Throughput(L.Callback):
     the hardware's utilisation (PaLM, arXiv 2204.02311, appendix B).
     """
 
-    def __init__(self, tokens_per_step: int, flops_per_step: float, precision: str = "fp32") -> None:
+    def __init__(self, tokens_per_step: int, flops_per_step: float, precision: str = "fp32", devices: int = 1) -> None:
+        """tokens_per_step, flops_per_step: of all devices together."""
+        self.devices = devices
         self.tokens_per_step, self.flops_per_step, self.precision = tokens_per_step, flops_per_step, precision
         self.seconds = 0.0
         """Wall-clock seconds spent in training steps, evaluations excluded."""
@@ -58,7 +60,7 @@ class Throughput(L.Callback):
         }
         has_peak = device.type == "cuda" and self.precision != "fp32"
         peak = peak_flops(torch.cuda.get_device_name(device)) if has_peak else None
-        return out | ({MFU.name: rate * self.flops_per_step / peak} if peak else {})
+        return out | ({MFU.name: rate * self.flops_per_step / (peak * self.devices)} if peak else {})
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._started = time.perf_counter()

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_llm.data.batches import StepSampler, TrainBatches, Windows, cut, spread_windows
+from lit_llm.objectives.collate import Batch
 from lit_llm.objectives.config import CausalLM, MasksConfig, PrefixLM
 
 
@@ -128,6 +129,31 @@ def test_the_shares_of_the_devices_make_the_whole_batch(numbered, ranks, family)
         assert torch.equal(torch.cat([part.weights for part in parts]), whole[k].weights)
         for name, value in whole[k].inputs.items():
             assert torch.equal(torch.cat([part.inputs[name] for part in parts]), value), name
+
+
+@pytest.mark.parametrize(("rows", "ranks"), [(5, 2), (3, 4), (1, 4), (7, 3)])
+def test_uneven_shares_are_filled_with_rows_that_do_not_count(numbered, rows, ranks):
+    """Equally many rows for all devices, also where there are fewer rows than devices; each target counts once."""
+    whole = batches(numbered(20, batch_size=rows), 0, PrefixLM(split="random"), "encoder_decoder")[1]
+    shares = [whole.share(rank, ranks) for rank in range(ranks)]
+    assert {len(share) for share in shares} == {-(-rows // ranks)}
+    real = [share.weights.sum(1) > 0 for share in shares]
+    same(
+        Batch(
+            {
+                name: torch.cat([share.inputs[name][kept] for share, kept in zip(shares, real, strict=True)])
+                for name in whole.inputs
+            },
+            torch.cat([share.targets[kept] for share, kept in zip(shares, real, strict=True)]),
+            torch.cat([share.weights[kept] for share, kept in zip(shares, real, strict=True)]),
+        ),
+        whole,
+    )
+    for share in shares:
+        pieces = list(share.micro_batches(1))
+        assert [sum(piece.counts) for piece in pieces] == share.counts
+        assert [len(piece.places) for piece in pieces] == share.counts
+        assert {piece.total for piece in pieces} == {whole.total} == {int(whole.weights.sum())}
 
 
 # --- validation ----------------------------------------------------------------------------------------------------

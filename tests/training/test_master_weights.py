@@ -79,7 +79,7 @@ def test_the_masters_follow_a_hand_written_loop(family: str) -> None:
         assert parameter.dtype == torch.bfloat16
         assert torch.equal(parameter, expected)
         assert not torch.equal(parameter.float(), master)
-    lit.restore_masters()
+    lit.trained_model()
     for parameter, master in zip(lit.model.parameters(), masters, strict=True):
         assert torch.equal(parameter, master)
 

@@ -12,11 +12,13 @@ from rich.text import Text
 from lit_llm.config.host import host_name
 from lit_llm.config.metrics import EVALUATED, FINETUNED
 from lit_llm.config.tree import under
-from lit_llm.experiment.cost import Cost, cost_of
+from lit_llm.experiment.cost import Cost, cost_of, memory_of
 from lit_llm.objectives.config import continues
 from lit_llm.report import text
 from lit_llm.report.tables.table import Table, in_terminal
+from lit_llm.runs.kernels import strategy_of
 from lit_llm.runs.stage_graph import StageNode, validation_metric
+from lit_llm.runs.time_estimate import memory_of_device
 from lit_llm.statistics.estimates import joined
 from lit_llm.studies.audit.findings import Finding, Kind
 from lit_llm.studies.design.factors import short_names
@@ -94,6 +96,10 @@ def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:
     yield Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold")
     yield Text()
     yield from in_terminal(costs_table(plan), width)
+    if (devices := devices_table(plan)) is not None:
+        yield Text()
+        yield from in_terminal(devices, width)
+        yield Text()
     some_generate = any(generates(planned.arm) for planned in plan.arms)
     cache = f" {cache_note(plan)}" if some_generate else ""
     yield Text(f"{budget}.{cache}", style="dim")
@@ -132,6 +138,28 @@ def costs_table(plan: Plan) -> Table:
         for planned, time in zip(plan.arms, timed, strict=True)
     ]
     return Table("costs", "", COSTS, rows, TRAINING)
+
+
+DEVICES = ("arm", "stage", "devices", "strategy", "ddp", "fsdp")
+
+
+def devices_table(plan: Plan) -> Table | None:
+    """Memory of one device by strategy, for stages that train on several; None without any."""
+    rows, sizes = [], set()
+    for arm in (planned.arm for planned in plan.arms):
+        for stage in arm.experiment.trained:
+            execution = arm.experiment.section(stage).training.execution
+            if execution.ranks == 1:
+                continue
+            available = memory_of_device(arm.experiment, stage)
+            needs = [memory_of(arm.experiment, stage, strategy) for strategy in ("ddp", "fsdp")]
+            cells = [f"{text.size(need)}{'' if need <= available else ' too large'}" for need in needs]
+            rows.append([arm.name, stage, str(execution.ranks), strategy_of(arm.experiment, stage) or "", *cells])
+            sizes.add(text.size(available))
+    if not rows:
+        return None
+    note = f"Each device has {' or '.join(sorted(sizes))} here. Other machines may have more, or less."
+    return Table("devices", "memory of each device, by strategy", DEVICES, rows, len(DEVICES), (note,), left=2)
 
 
 def cache_note(plan: Plan) -> str:

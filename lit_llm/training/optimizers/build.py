@@ -10,6 +10,7 @@ from torch import nn
 
 from lit_llm.training.optimizers import adafactor, muon
 from lit_llm.training.optimizers.config import Adafactor, AdamW, FactoredAdafactor, Muon, Optimizer
+from lit_llm.training.optimizers.shards import divide_state
 
 PEAK = "peak_lr"
 """Key of a parameter group: its learning rate before the schedule's factor."""
@@ -28,10 +29,18 @@ def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimize
         ]
         inside_ids = {id(p) for p in inside}
         rest = [p for p in model.parameters() if id(p) not in inside_ids]
-        return Joined(_muon(config, inside), _adamw(config.adamw, _groups(rest, config.adamw)))
+        return Joined(*map(_loads_shards, (_muon(config, inside), _adamw(config.adamw, _groups(rest, config.adamw)))))
     groups = _groups(list(model.parameters()), config)
-    if isinstance(config, AdamW):
-        return _adamw(config, groups)
+    return _loads_shards(_adamw(config, groups) if isinstance(config, AdamW) else _adafactor(config, groups))
+
+
+def _loads_shards(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimiser, which now divides a loaded state among the devices that share its parameters."""
+    optimizer.register_load_state_dict_pre_hook(divide_state)
+    return optimizer
+
+
+def _adafactor(config: Adafactor | FactoredAdafactor, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     return adafactor.Adafactor(
         groups,
         lr=config.lr,

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from lit_llm.training.optimizers.shards import divided_as
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -62,7 +64,7 @@ class MasterWeights(torch.optim.Optimizer):
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for master, saved in zip(self.masters, state_dict["masters"], strict=True):
-            master.copy_(saved)
+            master.copy_(divided_as(master, saved))
         self._round()
         self.stepper.load_state_dict(state_dict["stepper"])
         self.param_groups = self.stepper.param_groups

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_llm.training.optimizers.batches import batches
 from lit_llm.training.optimizers.by_group import ByGroup
+from lit_llm.training.optimizers.shards import divided_as, local_rows, sharded_as, whole
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 """Coefficients of the iteration x <- A x + (B x xᵀ + C (x xᵀ)²) x."""
@@ -49,16 +50,20 @@ class Muon(ByGroup):
                 self._update(batch, group, _scale(group["scaling"], *shape))
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any], scale: float) -> None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = [local_rows(parameter.grad) for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-        momenta, kept = [self.state[parameter]["momentum"] for parameter in parameters], group["momentum"]
+        momenta, kept = [local_rows(self.state[parameter]["momentum"]) for parameter in parameters], group["momentum"]
         torch._foreach_lerp_(momenta, gradients, 1 - kept)
         updates = torch._foreach_lerp(gradients, momenta, kept) if group["nesterov"] else momenta
+        values = [local_rows(parameter) for parameter in parameters]
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, orthogonalised(updates), alpha=-group["lr"] * scale)
+            torch._foreach_mul_(values, 1 - group["lr"] * group["weight_decay"])
+        # The iteration is of a whole matrix, so devices that share one gather its update and all compute it.
+        gathered = [whole(sharded_as(*pair)) for pair in zip(parameters, updates, strict=True)]
+        steps = [divided_as(*pair) for pair in zip(parameters, orthogonalised(gathered), strict=True)]
+        torch._foreach_add_(values, [local_rows(step) for step in steps], alpha=-group["lr"] * scale)
 
 
 def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
