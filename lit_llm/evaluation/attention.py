@@ -6,6 +6,8 @@ position   of a token in its stack's input, from 0      step   of a target token
 
 local_probability      weight on the 5 keys that end at the query; its fall with the position is locality decay
                        (arXiv 2510.26622). encoder_local_probability: the encoder's, which also sees later keys
+first_key_probability  weight on the row's first key, from position 1 on, where queries see others too: an attention sink
+                       (arXiv 2309.17453). encoder_first_key_probability: the encoder's
 target_log_probability   log p(y_i), nats; by position and by step
 source_*               attention to the source: cross-attention, or the part of decoder-only self-attention on the
                        source's tokens (without <s>), divided by its mass. `SourceAttention` defines each
@@ -37,7 +39,7 @@ from lit_llm.components.masks import KernelMask
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.batches import cut, spread, spread_windows
 from lit_llm.data.prepare import Prepared
-from lit_llm.evaluation.attention_weights import local_probability, source_attention
+from lit_llm.evaluation.attention_weights import self_attention_shares, source_attention
 from lit_llm.evaluation.config import AttentionAnalysisConfig
 from lit_llm.evaluation.curves import Axis, Curves, log_slope
 from lit_llm.evaluation.result import EvaluationResult, Progress
@@ -149,11 +151,11 @@ def record_weights(model: LanguageModel, batch: Batch, window: int, curves: Curv
 
     if encoder:
         for layer, attention in enumerate(_attentions_of(encoder, "self_attention")):
-            hook = partial(_record_locality, curves, "encoder_local_probability", layer, window)
+            hook = partial(_record_shares, curves, "encoder_", layer, window)
             hooks.append(attention.dot_product.register_forward_pre_hook(hook))
     self_norms: dict[int, Tensor] = {}
     for layer, attention in enumerate(_attentions_of(model.decoder, "self_attention")):
-        hook = partial(_record_locality, curves, "local_probability", layer, window)
+        hook = partial(_record_shares, curves, "", layer, window)
         hooks.append(attention.dot_product.register_forward_pre_hook(hook))
     for layer, module in enumerate(_adding_modules(model.decoder, "self_attention")):
         hooks.append(module.register_forward_hook(partial(_keep_norm, self_norms, layer)))
@@ -191,13 +193,16 @@ DotProductInputs = tuple[Tensor, Tensor, Tensor, KernelMask, None]
 """Inputs of a DotProduct without bias: queries, keys, values, mask."""
 
 
-def _record_locality(
-    curves: Curves, measure: str, layer: int, window: int, attention: nn.Module, inputs: DotProductInputs
+def _record_shares(
+    curves: Curves, stack: str, layer: int, window: int, attention: nn.Module, inputs: DotProductInputs
 ) -> None:
     assert isinstance(attention, DotProduct)
     q_BHTK, k_BHTK, _, mask = inputs[:4]
-    axis = Axis("position", range(q_BHTK.shape[2]))
-    curves.add(measure, axis, layer, local_probability(attention, ScoreInputs(q_BHTK, k_BHTK, mask), window))
+    near_BT, first_BT = self_attention_shares(attention, ScoreInputs(q_BHTK, k_BHTK, mask), window)
+    tokens = q_BHTK.shape[2]
+    curves.add(f"{stack}local_probability", Axis("position", range(tokens)), layer, near_BT)
+    if tokens > 1:
+        curves.add(f"{stack}first_key_probability", Axis("position", range(1, tokens)), layer, first_BT[:, 1:])
 
 
 def _record_source(

@@ -1,5 +1,6 @@
 """Statistics of attention weights, from queries and keys; the weights themselves exist for a few queries at a time.
 
+first     weight on the row's first key
 local     weights on the `window` keys that end at the query (arXiv 2510.26622: 5)
 
           keys     0 1 2 3 4 5 6 7      window of 3
@@ -39,16 +40,20 @@ def attention_rows(attention: DotProduct, inputs: ScoreInputs, start: int = 0) -
         yield first, weights_BHCS.masked_fill_(~visible.any(dim=-1, keepdim=True), 0.0), visible
 
 
-def local_probability(attention: DotProduct, inputs: ScoreInputs, window: int) -> Tensor:
-    """B x T: weight on the `window` keys that end at the query, mean over heads; for self-attention."""
-    parts = []
+def self_attention_shares(attention: DotProduct, inputs: ScoreInputs, window: int) -> tuple[Tensor, Tensor]:
+    """(weight on the `window` keys that end at the query, weight on the row's first key): B x T each, means over heads.
+
+    For self-attention, whose keys are the queries' tokens.
+    """
+    near_parts, first_parts = [], []
     for first, weights_BHCS, _ in attention_rows(attention, inputs):
         queries, keys = weights_BHCS.shape[2:]
         key = torch.arange(keys, device=weights_BHCS.device)
         query = torch.arange(first, first + queries, device=weights_BHCS.device)[:, None]
         near = (key <= query) & (key > query - window)
-        parts.append((weights_BHCS * near).sum(-1).mean(1))
-    return torch.cat(parts, dim=1)
+        near_parts.append((weights_BHCS * near).sum(-1).mean(1))
+        first_parts.append(weights_BHCS[..., 0].mean(1))
+    return torch.cat(near_parts, dim=1), torch.cat(first_parts, dim=1)
 
 
 @dataclass(frozen=True)

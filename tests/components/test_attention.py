@@ -106,6 +106,20 @@ def test_the_output_scale_has_the_width_of_its_place(place, width):
     assert_close(over(module, x, memory), wanted[place]())
 
 
+@pytest.mark.parametrize("norm", ["none", "head", "concat", "after_out"])
+@pytest.mark.parametrize(("gate", "width"), [("per_head", HEADS), ("per_element", HEADS * K)])
+def test_a_gate_of_the_query_tokens_multiplies_what_the_output_matrix_reads(gate, width, norm):
+    """Y ⊙ σ(X W_g) of arXiv 2505.06708, equation 5, at position G1: after the weighted sum, before W_o."""
+    module, (x, memory) = attention(gate=gate, output_norm=norm), x_and_memory()
+    assert module.gate.weight.shape == (width, D)
+    heads = plain(module, x, memory)
+    normed = {"head": lambda: joined(rms(heads)), "concat": lambda: rms(joined(heads))}.get(norm, lambda: joined(heads))
+    factors = 1 / (1 + (-(x @ module.gate.weight.T)).exp())
+    gated = normed() * factors.repeat_interleave(HEADS * K // width, -1)
+    out = gated @ module.out.weight.T
+    assert_close(over(module, x, memory), rms(out) if norm == "after_out" else out)
+
+
 def test_norm_eps_stands_under_the_root():
     module, (x, memory) = attention(output_norm="after_out", norm_eps=0.5), x_and_memory()
     assert_close(over(module, x, memory), rms(joined(plain(module, x, memory)) @ module.out.weight.T, eps=0.5))

@@ -273,6 +273,18 @@ def test_local_probability_is_the_weight_on_the_last_keys(data, family, masks, w
             assert curve(found, measure, axis="position") == pytest.approx(expected)
 
 
+@both
+def test_first_key_probability_is_the_weight_on_a_rows_first_key_where_others_can_be_seen(data, family, masks):
+    found, plain = run(data, family, masks), written_out(data, family, masks)
+    for stack, maps in ("", plain.maps["self"]), ("encoder_", plain.maps["encoder"]):
+        by_layer = [m[:, :, 1:, 0] for m in maps]
+        for layer, values in [*enumerate(([values] for values in by_layer)), (None, by_layer)] if maps else []:
+            assert curve(found, f"{stack}first_key_probability", layer, "position") == pytest.approx(averaged(values))
+        if maps:
+            mean = float(torch.stack(by_layer).mean())
+            assert found.metrics[f"attention/{stack}first_key_probability"] == pytest.approx(mean)
+
+
 def entropies(p, seen):
     """Over the logarithm of how many there are, of one row of weights."""
     p = p[seen]

@@ -34,6 +34,8 @@ SHARED = [
     ["attention.rope=none"],
     ["attention.qkv_norm=[q, k]", "attention.qkv_norm_scale=true"],
     ["attention.output_norm=concat", "attention.output_norm_scale=true"],
+    ["attention.gate=per_head", "attention.kv_heads=2"],
+    ["attention.gate=per_element", "attention.output_norm=head", "attention.window=3"],
     ["attention.rope_theta=20.0"],
     ["norm.function=layer_norm"],
     ["tie_embeddings=none"],
@@ -55,6 +57,7 @@ RED = [
     ["decoder.layer_ranges.1.cross_attention.rope=restart", "decoder.layer_ranges.0.cross_attention.rope_theta=50.0"],
     ["decoder.self_attention.rope=none", "encoder.layers=1", "decoder.layers=3"],
     *([MERGED, f"attention.rope={rope}", "attention.qkv_norm=[q, k]", "attention.kv_heads=2"] for rope in ROPES),
+    [MERGED, "attention.gate=per_element"],
     [MERGED, "decoder.layer_ranges.0.self_attention.window=2", "attention.softcap=2.0"],
     ["decoder.layer_ranges.1.cross_attention_mode=none"],
     ["decoder.layer_ranges.0.cross_attention_mode=merged", "attention.output_norm=head"],
@@ -69,6 +72,7 @@ PALM = [
     *([f"attention.qkv_norm={norms}", f"attention.output_norm={out}"] for norms in NORMS for out in OUTPUTS),
     *([f"decoder.partial_attention.rope={rope}", "attention.kv_heads=2"] for rope in ("continuous", "none")),
     ["decoder.partial_attention={kv_heads: 1, head_dim: 12, rope_theta: 50.0}", "norm.function=layer_norm"],
+    ["decoder.partial_attention={gate: per_head}"],
     ["decoder.partial_attention=null", "decoder.layer_ranges.1.partial_attention=palm"],
 ]
 NO_RANGES = [overrides for overrides in SHARED if not any(o.startswith("decoder.") for o in overrides)]

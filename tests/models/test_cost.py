@@ -57,6 +57,8 @@ ODD = {
     ],
     "scale of concat": ["attention.output_norm=concat", "attention.output_norm_scale=true", "attention.head_dim=12"],
     "scale after out": ["attention.output_norm=after_out", "attention.output_norm_scale=true", "attention.head_dim=12"],
+    "gated heads": ["attention.gate=per_head", "attention.kv_heads=2"],
+    "gated entries": ["attention.gate=per_element", "attention.output_norm=concat", "attention.head_dim=12"],
     "untied": ["tie_embeddings=none"],
     "windows": ["attention.window=5"],
     "a window in some layers, another ahead": [
@@ -81,6 +83,8 @@ ODD_RED = {
     "inputs tied": ["tie_embeddings=inputs"],
     "unbalanced": ["encoder.layers=3", "decoder.layers=1"],
     "grouped cross": ["decoder.cross_attention.kv_heads=1", "encoder.attention.heads=2"],
+    "gated merged": ["decoder.cross_attention_mode=merged", "attention.gate=per_head"],
+    "gated cross": ["decoder.cross_attention.gate=per_element", "encoder.d_model=48", "tie_embeddings=decoder"],
     "merged": ["decoder.cross_attention_mode=merged", "attention.kv_heads=2"],
     "merged in one layer, windows": ["decoder.layer_ranges.1.cross_attention_mode=merged", "attention.window=6"],
     "a source in one layer": ["decoder.layer_ranges.1.cross_attention_mode=none"],
@@ -93,6 +97,7 @@ ODD_DEC = {
     "partial attention": [PALM],
     "grouped partial attention, wide": [PALM, "attention.kv_heads=2", "decoder.partial_attention.head_dim=12"],
     "partial attention with scales": [PALM, "attention.qkv_norm=[q, k]", "attention.qkv_norm_scale=true"],
+    "gated partial attention": ["decoder.partial_attention.gate=per_element"],
     "partial attention in one layer": ["decoder.layer_ranges.1.partial_attention.heads=2"],
 }
 ODD_YOCO = {
@@ -103,6 +108,7 @@ ODD_YOCO = {
         "cross_decoder.layer_ranges.1.cross_attention={heads: 2, head_dim: 8}",
     ],
     "scales of heads": ["attention.qkv_norm=[q, k, v]", "attention.qkv_norm_scale=true", "attention.output_norm=head"],
+    "gated": ["attention.gate=per_head", "cross_decoder.cross_attention.gate=per_element"],
     "everything seen": ["self_decoder.self_attention.window=null", "cross_decoder.layers=1"],
     "post": ["norm.placement=post"],
     "layer norm, untied": ["norm.function=layer_norm", "tie_embeddings=none"],

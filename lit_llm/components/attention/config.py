@@ -4,7 +4,8 @@ RedLLM and DecLLM (arXiv 2510.26622, eq. 1 and 2): parameter-free RMSNorm on eac
 in RedLLM alone, on the attention's output. Equation 2 is typed per head, so `output_norm: head` (before W_o) is the
 literal reading; `concat` and `after_out` are the other places where such a norm is found. Positions: RoPE
 (arXiv 2104.09864), T5's relative bias (arXiv 1910.10683), or none. Grouped-query attention (kv_heads < heads):
-arXiv 2305.13245. Sliding windows and soft-capped scores: Gemma 2 (arXiv 2408.00118).
+arXiv 2305.13245. Sliding windows and soft-capped scores: Gemma 2 (arXiv 2408.00118). Gated output: Qiu et al.,
+arXiv 2505.06708.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class AttentionConfig(Section):
     """Norm on the output: none, per head before W_o, over all heads before W_o, or after W_o."""
     output_norm_scale: bool = False
     """Learn a scale for the output norm. The paper's norm has none."""
+    gate: Literal["none", "per_head", "per_element"] = "none"
+    """Multiply the input of W_o by sigmoid(x W_g), where x makes the queries: one factor for each head, or one for each
+    of its entries (Qiu et al., arXiv 2505.06708). It acts after an output norm of `head` or `concat`, which would
+    remove a head's factor."""
     norm_eps: float = Field(1e-6, gt=0)
     """Added to the mean square under the root of the norms above."""
     rope: Literal["continuous", "restart", "none"] = "continuous"

@@ -100,8 +100,9 @@ class SharedKeyValues(Heads):
 class Attention(Heads, LayerPart):
     """
     x ────── q ─[norm q]─[RoPE]─┐         [bias]
-    memory ┬ k ─[norm k]─[RoPE]─┼─ softmax(QKᵀ/√K)V ─[head norm | concat norm]─ out ─[after_out norm]─▶
-           └ v ─[norm v]────────┘  within [window], [softcap]
+    memory ┬ k ─[norm k]─[RoPE]─┼─ softmax(QKᵀ/√K)V ─[head norm | concat norm]─[×]─ out ─[after_out norm]─▶
+           └ v ─[norm v]────────┘  within [window], [softcap]                   │
+    x ──────[gate ─ sigmoid]────────────────────────────────────────────────────┘
 
     Subclasses define the memory.
     """
@@ -115,6 +116,7 @@ class Attention(Heads, LayerPart):
         if not config.shared_kv:
             self.k = Linear(memory, config.kv_width)
             self.v = Linear(memory, config.kv_width)
+        self.gate = Linear(widths.row, config.gate_width) if config.gate_width else None
         self.out = Linear(config.width, widths.row)
         self.dot_product = DotProduct(config.scale, config.softcap)
         self.qkv_scale = _scales(config, config.projected)
@@ -132,18 +134,25 @@ class Attention(Heads, LayerPart):
         bias = inputs.bias
         if self.relative_bias is not None:
             bias = self.relative_bias(inputs.buckets)
-        return self.attend(q, k, v, inputs.mask, bias)
+        return self.project(self.dot_product(q, k, v, inputs.mask, bias).transpose(1, 2), x_BTD)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: KernelMask, bias: Tensor | None = None) -> Tensor:
-        """Output of the heads' queries, keys and values: B x T x D."""
-        out_BTHK = self.dot_product(q, k, v, mask, bias).transpose(1, 2)
+    def project(self, out_BTHK: Tensor, x_BTD: Tensor) -> Tensor:
+        """Output of the heads' weighted values, normalised and gated as configured: B x T x D."""
         if self.config.output_norm == "head":
             out_BTHK = self.output_norm(out_BTHK)
         joined_BTD = out_BTHK.flatten(2)
         if self.config.output_norm == "concat":
             joined_BTD = self.output_norm(joined_BTD)
+        if self.gate is not None:
+            joined_BTD = self._gated(joined_BTD, x_BTD)
         out_BTD = self.out(joined_BTD)
         return self.output_norm(out_BTD) if self.config.output_norm == "after_out" else out_BTD
+
+    def _gated(self, joined_BTD: Tensor, x_BTD: Tensor) -> Tensor:
+        """Entries of all heads, each times its head's factor or its own."""
+        assert self.gate is not None
+        factors_BTHk = self.gate(x_BTD).sigmoid().unflatten(-1, (self.config.heads, -1))
+        return (joined_BTD.unflatten(-1, (self.config.heads, -1)) * factors_BTHk).flatten(2)
 
     def output_norm(self, x: Tensor) -> Tensor:
         """RMSNorm over the last dimension, with the scale where it is learned."""

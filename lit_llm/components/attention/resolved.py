@@ -43,6 +43,7 @@ class ResolvedAttention(Part):
     window_right: int | None = Field(None, exclude_if=lambda value: value is None)
     scale: float | None = Field(None, exclude_if=lambda value: value is None)
     softcap: float | None = Field(None, exclude_if=lambda value: value is None)
+    gate: str = Field("none", exclude_if=lambda value: value == "none")
     place: Place = Field("self", exclude_if=lambda value: value == "self")
 
     modules: ClassVar[dict[str, str]] = {
@@ -73,6 +74,11 @@ class ResolvedAttention(Part):
         return self.kv_heads * self.head_dim
 
     @property
+    def gate_width(self) -> int:
+        """Factors of the gate on one token's output; 0 without a gate."""
+        return {"none": 0, "per_head": self.heads, "per_element": self.width}[self.gate]
+
+    @property
     def shared_kv(self) -> bool:
         """Whether keys and values are made once for several layers (YOCO, arXiv 2405.05254), and not here."""
         return self.place == "shared"
@@ -93,6 +99,8 @@ class ResolvedAttention(Part):
         shapes: dict[str, TensorShape] = {"q.weight": (self.width, widths.row)}
         if not self.shared_kv:
             shapes |= {"k.weight": keys, "v.weight": keys}
+        if self.gate_width:
+            shapes["gate.weight"] = (self.gate_width, widths.row)
         shapes["out.weight"] = (widths.row, self.width)
         if self.qkv_norm_scale:
             shapes |= {f"qkv_scale.{part}": (self.head_dim,) for part in self.qkv_norm if part in self.projected}
@@ -137,8 +145,8 @@ class ResolvedAttention(Part):
         return self._query_products(widths) + (0 if self.place == "cross" else self._memory_products(widths))
 
     def _query_products(self, widths: Widths) -> int:
-        """Entries of W_q and W_o, which are multiplied once per query token."""
-        return 2 * widths.row * self.width
+        """Entries of W_q, W_o and the gate's matrix, which are multiplied once per query token."""
+        return (2 * self.width + self.gate_width) * widths.row
 
     def _memory_products(self, widths: Widths) -> int:
         """Entries of W_k and W_v, which are multiplied once per key token."""
@@ -202,6 +210,8 @@ class ResolvedAttention(Part):
             kept += self.width * precision.compute  # what the norm reads
         if self.output_norm in ("head", "concat"):
             kept += self.width * precision.compute  # what W_o reads; the norm reads the kernel's output
+        if self.gate_width:
+            kept += (self.width + self.gate_width) * precision.compute  # what W_o reads, and the factors
         if self.output_norm == "after_out":
             kept += widths.row * precision.compute
         return kept
@@ -314,5 +324,7 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         window_right=ahead,
         scale=None if usual else config.scale,
         softcap=config.softcap,
+        # With heads of one entry both are the same function.
+        gate="per_element" if config.gate == "per_head" and head_dim == 1 else config.gate,
         place=place,
     )

@@ -116,13 +116,14 @@ def _by_length(step: StoredStage) -> dict[str, Places]:
 
 ATTENTION_CURVES = {
     ("local_probability", "position"): ("position in the decoder, from 1", "weight on the nearest keys"),
+    ("first_key_probability", "position"): ("position in the decoder, from 1", "weight on the first key"),
     ("encoder_local_probability", "position"): ("position in the encoder, from 1", "weight on the nearest keys"),
     ("source_sensitivity", "step"): ("target token, from 1", "sensitivity to the source"),
 }
 
 
 def attention(study: FigureData) -> Iterator[Drawn]:
-    """Attention on the nearest keys by position, and sensitivity of the targets to the source."""
+    """Attention on the nearest keys and on the first by position, and sensitivity of the targets to the source."""
     for after in ("pretrain", "finetune"):
         stages = _evaluated(study, "attention", after)
         every = [step for steps in stages.values() for step in steps]
@@ -135,8 +136,8 @@ def attention(study: FigureData) -> Iterator[Drawn]:
         if panels:
             yield Drawn(
                 f"attention_{after}",
-                "Self-attention's weight on the nearest keys by position, over all layers and heads, and the norm of "
-                f"the derivative of a target's log-probability by the source's embeddings; {study.band}, {study.seeds}"
+                "Self-attention's weight on the nearest keys and on the first key by position, over all layers and "
+                f"heads, and the norm of the derivative of a target's log-probability by the source's embeddings; {study.band}, {study.seeds}"
                 f"{study.chosen}.",
                 line_figure("where attention goes, by position", panels),
             )
