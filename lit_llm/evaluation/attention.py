@@ -6,8 +6,8 @@ position   of a token in its stack's input, from 0      step   of a target token
 
 local_probability      weight on the 5 keys that end at the query; its fall with the position is locality decay
                        (arXiv 2510.26622). encoder_local_probability: the encoder's, which also sees later keys
-first_key_probability  weight on the row's first key, from position 1 on, where queries see others too: an attention sink
-                       (arXiv 2309.17453). encoder_first_key_probability: the encoder's
+first_key_probability  weight on the row's first key, of queries after it: an attention sink (arXiv 2309.17453).
+                       encoder_first_key_probability: the encoder's
 target_log_probability   log p(y_i), nats; by position and by step
 source_*               attention to the source: cross-attention, or the part of decoder-only self-attention on the
                        source's tokens (without <s>), divided by its mass. `SourceAttention` defines each

@@ -278,7 +278,7 @@ def test_first_key_probability_is_the_weight_on_a_rows_first_key_where_others_ca
     found, plain = run(data, family, masks), written_out(data, family, masks)
     for stack, maps in ("", plain.maps["self"]), ("encoder_", plain.maps["encoder"]):
         by_layer = [m[:, :, 1:, 0] for m in maps]
-        for layer, values in [*enumerate(([values] for values in by_layer)), (None, by_layer)] if maps else []:
+        for layer, values in [*enumerate([values] for values in by_layer), (None, by_layer)] if maps else []:
             assert curve(found, f"{stack}first_key_probability", layer, "position") == pytest.approx(averaged(values))
         if maps:
             mean = float(torch.stack(by_layer).mean())

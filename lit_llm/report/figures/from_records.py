@@ -137,8 +137,8 @@ def attention(study: FigureData) -> Iterator[Drawn]:
             yield Drawn(
                 f"attention_{after}",
                 "Self-attention's weight on the nearest keys and on the first key by position, over all layers and "
-                f"heads, and the norm of the derivative of a target's log-probability by the source's embeddings; {study.band}, {study.seeds}"
-                f"{study.chosen}.",
+                "heads, and the norm of the derivative of a target's log-probability by the source's embeddings; "
+                f"{study.band}, {study.seeds}{study.chosen}.",
                 line_figure("where attention goes, by position", panels),
             )
 
