@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lit_llm.components.kv_cache import CacheLengths, KeyValues, StackCache
 from lit_llm.components.masks import AttentionMask
-from lit_llm.components.rope import Rotation, rotation_at
+from lit_llm.components.rope import Frequencies, Rotation, rotation_at
 
 T = TypeVar("T")
 
@@ -77,11 +77,11 @@ class ForwardContext:
             self._made[key] = make()
         return cast(T, self._made[key])
 
-    def rotation(self, positions: str, theta: float, head_dim: int, factor: float = 1.0) -> Rotation:
-        """RoPE rotation of the named positions, divided by `factor`."""
+    def rotation(self, positions: str, frequencies: Frequencies) -> Rotation:
+        """RoPE rotation of the named positions."""
         return self.once(
-            ("rotation", positions, theta, head_dim, factor),
-            lambda: rotation_at(self.positions[positions], theta, head_dim, factor, self.dtype),
+            ("rotation", positions, frequencies),
+            lambda: rotation_at(self.positions[positions], frequencies, self.dtype),
         )
 
 

@@ -162,6 +162,11 @@ class Part(Section):
         """{key: value} of all settings, including those that a dump leaves out since they have no effect."""
         return {key: getattr(self, key) for key in type(self).model_fields}
 
+    @property
+    def smallest(self) -> dict[str, int]:
+        """{size: least value to which the audit may shrink it, where a smaller one would hide what settings do}."""
+        return {}
+
     # --- FLOPs ---
 
     @property

@@ -369,7 +369,7 @@ def _sharing_problem(config: Any) -> str:
     attentions = [attention for layer in _layers(config, "cross_decoder") if (attention := layer.self_attention)]
     for index, attention in enumerate(attentions):
         if attention.shared != attentions[0].shared:
-            needed = "the same kv_heads, head_dim, rope, rope_theta, rope_factor and norms of keys and values"
+            needed = "the same kv_heads, head_dim, rope with all of its keys, and norms of keys and values"
             return f"all layers share one pair of keys and values and need {needed}; layer {index} differs from layer 0"
     return ""
 
@@ -389,6 +389,7 @@ def _bias_problem(config: Any, side: str) -> str:
 
 _ATTENTIONS = ("attention", "self_attention", "cross_attention")
 _SHAPE = {"heads", "kv_heads", "head_dim", "rope", "relative_bias", "relative_buckets", "window", "window_right"}
+_SHAPE |= {"rope_factor", "rope_scaling", "rope_original_length", "rope_fraction"}
 """Keys that can make an attention impossible."""
 
 

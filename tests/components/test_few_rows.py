@@ -14,7 +14,7 @@ from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.few_rows import MOST_ROWS, Linear, compiled, few_rows, functions_for, linear
 from lit_llm.components.masks import AttentionMask, KernelMask
 from lit_llm.components.norm.module import rms_norm
-from lit_llm.components.rope import rotate, rotation_at
+from lit_llm.components.rope import Frequencies, rotate, rotation_at
 from lit_llm.config.machine import compiler
 
 pytestmark = pytest.mark.skipif(compiled() is None, reason="no C++ compiler on this machine")
@@ -83,7 +83,7 @@ def test_the_norm_is_torchs(dtype, shape, scaled, calls):
 def test_the_rotation_is_that_of_torchs_operations(dtype, positions, calls):
     torch.manual_seed(0)
     x = torch.randn(2, 1, 3, 10).to(dtype)
-    rotation = rotation_at(positions, 10_000.0, 10, 1.0, dtype)
+    rotation = rotation_at(positions, Frequencies(10_000.0, 10), dtype)
     with torch.inference_mode(), few_rows():
         found = rotate(x, rotation)
     assert calls == ["rotate"]
@@ -93,7 +93,7 @@ def test_the_rotation_is_that_of_torchs_operations(dtype, positions, calls):
 
 def test_positions_of_a_whole_text_are_rotated_by_torch(calls):
     """Two rows of three positions each: neither one position for all nor one for each token of the batch."""
-    x, rotation = torch.randn(2, 3, 2, 4), rotation_at(torch.arange(3), 100.0, 4, 1.0, torch.float32)
+    x, rotation = torch.randn(2, 3, 2, 4), rotation_at(torch.arange(3), Frequencies(100.0, 4), torch.float32)
     wanted = rotate(x, rotation)
     with torch.inference_mode(), few_rows():
         assert torch.equal(rotate(x, rotation), wanted)

@@ -14,7 +14,7 @@ from lit_llm.components.retention.cache import RetentionState
 from lit_llm.components.retention.config import RetentionConfig
 from lit_llm.components.retention.module import Retention, RetentionInputs, Streams, chunkwise, parallel, recurrent
 from lit_llm.components.retention.resolved import resolve_retention
-from lit_llm.components.rope import rotate, rotation_at
+from lit_llm.components.rope import Frequencies, rotate, rotation_at
 
 D, HEADS, K, V, B, T = 20, 3, 4, 6, 2, 13  # so that D, HEADS x K and HEADS x V are three
 SHAPE = {"heads": HEADS, "head_dim": K, "value_dim": V}
@@ -40,7 +40,7 @@ def x_of(tokens=T, rows=B, dtype=torch.float64):
 
 
 def rotation(positions, dtype=torch.float64, theta=10000.0):
-    return rotation_at(positions, theta, K, 1.0, dtype)
+    return rotation_at(positions, Frequencies(theta, K), dtype)
 
 
 def given(x, mask=CAUSAL, positions=None, cache=None, module=None):

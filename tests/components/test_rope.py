@@ -7,11 +7,11 @@ from torch.testing import assert_close
 
 from lit_llm.components.forward_context import ForwardContext
 from lit_llm.components.masks import AttentionMask
-from lit_llm.components.rope import rotate, rotation_at
+from lit_llm.components.rope import Frequencies, rotate, rotation_at
 
 
 def rotation_of(positions, head_dim, theta=10000.0, dtype=torch.float32):
-    return rotation_at(torch.as_tensor(positions), theta, head_dim, 1.0, dtype)
+    return rotation_at(torch.as_tensor(positions), Frequencies(theta, head_dim), dtype)
 
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
@@ -30,6 +30,39 @@ def test_rotations_are_those_of_llama(theta, head_dim):
     # Angles reach 300 rad, where float32 is 3e-5 apart.
     assert_close(rotate(q, mine), wanted_q, rtol=0, atol=2e-4)
     assert_close(rotate(k, mine), wanted_k, rtol=0, atol=2e-4)
+
+
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+@pytest.mark.parametrize(("factor", "original"), [(4.0, 64), (8.0, 8192), (40.0, 4096)])
+@pytest.mark.parametrize(("scaling", "more"), [("linear", {}), ("llama3", LLAMA3), ("yarn", {})])
+def test_scaled_frequencies_are_those_of_transformers(scaling, more, factor, original, fraction):
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    theta, head_dim = 500.0, 64
+    rope = {"rope_type": scaling, "rope_theta": theta, "factor": factor, "partial_rotary_factor": fraction, **more}
+    if scaling != "linear":
+        rope["original_max_position_embeddings"] = original
+    shape = {"hidden_size": 2 * head_dim, "num_attention_heads": 2, "head_dim": head_dim}
+    config = LlamaConfig(**shape, max_position_embeddings=int(factor * original), rope_parameters=rope)
+    wanted, magnitude = ROPE_INIT_FUNCTIONS[scaling](config, torch.device("cpu"))
+    ours = Frequencies(theta, int(head_dim * fraction), factor, scaling, original)
+    assert_close(ours.radians(torch.device("cpu")), wanted)
+    cos, sin = rotation_at(torch.arange(3), ours, torch.float32)
+    assert_close((cos.square() + sin.square()).sqrt(), torch.full_like(cos, magnitude))
+
+
+def test_a_rotation_of_a_part_leaves_the_other_entries():
+    """Judge: Qwen3-Next's function, which rotates the first entries too."""
+    from transformers.models.qwen3_next.modeling_qwen3_next import apply_rotary_pos_emb
+
+    x, (cos, sin) = torch.randn(2, 5, 3, 16), rotation_of(range(5), 8)
+    whole = (torch.cat([each[:, 0], each[:, 0]], -1)[None] for each in (cos, sin))
+    wanted, _ = apply_rotary_pos_emb(x, x, *whole, unsqueeze_dim=2)
+    assert_close(rotate(x, (cos, sin)), wanted)
 
 
 def test_a_score_depends_on_the_distance_alone():
@@ -77,6 +110,7 @@ def test_in_bfloat16_neighbours_beyond_256_stay_apart():
 
 def test_a_rotation_is_made_once_for_each_kind():
     context = ForwardContext(torch.zeros(1, 4, 8), AttentionMask(), {"self": torch.arange(4)})
-    assert context.rotation("self", 1e4, 8) is context.rotation("self", 1e4, 8)
-    assert not torch.equal(context.rotation("self", 1e4, 8)[0], context.rotation("self", 1e5, 8)[0])
-    assert context.rotation("self", 1e4, 16)[0].shape == (4, 1, 8)
+    assert context.rotation("self", Frequencies(1e4, 8)) is context.rotation("self", Frequencies(1e4, 8))
+    one, other = (context.rotation("self", Frequencies(theta, 8)) for theta in (1e4, 1e5))
+    assert not torch.equal(one[0], other[0])
+    assert context.rotation("self", Frequencies(1e4, 16))[0].shape == (4, 1, 8)

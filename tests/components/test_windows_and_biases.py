@@ -13,7 +13,7 @@ from lit_llm.components.attention.resolved import resolve_attention
 from lit_llm.components.layer_part import build_part
 from lit_llm.components.masks import AttentionMask, MergedMask
 from lit_llm.components.part import Widths
-from lit_llm.components.rope import rotation_at
+from lit_llm.components.rope import Frequencies, rotation_at
 from tests.attending import dot_product, inputs_of
 
 B, H, T, K = 2, 3, 9, 8
@@ -120,10 +120,10 @@ def test_merged_attention_is_one_softmax_over_target_and_source(rope, window):
     inputs = inputs_of(module, x, AttentionMask(causal=True), positions, h, AttentionMask(key_lengths=lengths))
     out = module(x, inputs)
     rows = torch.arange(T) + (source if rope == "continuous" else 0)
-    rotation = None if rope == "none" else rotation_at(rows, 10000.0, K, 1.0, torch.float64)
+    rotation = None if rope == "none" else rotation_at(rows, Frequencies(10000.0, K), torch.float64)
     of_source = None
     if rope == "continuous":
-        of_source = rotation_at(torch.arange(source), 10000.0, K, 1.0, torch.float64)
+        of_source = rotation_at(torch.arange(source), Frequencies(10000.0, K), torch.float64)
     q, k, v = module.heads("q", x, rotation), module.heads("k", x, rotation), module.heads("v", x, None)
     k = torch.cat([module.heads("k", h, of_source), k], dim=2)
     v = torch.cat([module.heads("v", h, None), v], dim=2)

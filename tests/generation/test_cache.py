@@ -37,6 +37,12 @@ SHARED = [
     ["attention.gate=per_head", "attention.kv_heads=2"],
     ["attention.gate=per_element", "attention.output_norm=head", "attention.window=3"],
     ["attention.rope_theta=20.0"],
+    [
+        "attention.rope_fraction=0.5",
+        "attention.rope_scaling=yarn",
+        "attention.rope_factor=4.0",
+        "attention.rope_original_length=8",
+    ],
     ["norm.function=layer_norm"],
     ["tie_embeddings=none"],
     ["attention.window=3", "attention.kv_heads=2"],

@@ -19,7 +19,7 @@ from lit_llm.components.loss.module import Losses, LossWeights, Teacher, target_
 from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.norm.module import Norm, rms_norm
 from lit_llm.components.part import Widths
-from lit_llm.components.rope import rotate, rotation_at
+from lit_llm.components.rope import Frequencies, rotate, rotation_at
 
 EPS = 0.3  # an eps that one would notice
 
@@ -102,7 +102,7 @@ def test_rotations_are_products_with_complex_numbers(
     turned = torch.complex(*exact[0].chunk(2, -1)) * torch.polar(torch.ones_like(angles), angles)
     kept = x.detach().clone()
     with liger_kernels(True):
-        found = rotate(x, rotation_at(positions, 100.0, head_dim, 1.0, torch.float32))
+        found = rotate(x, rotation_at(positions, Frequencies(100.0, head_dim), torch.float32))
         check(found, torch.cat([turned.real, turned.imag], -1), [x], exact)
     assert torch.equal(x, kept), "the input is as it was"
     assert called == ["rotate"]

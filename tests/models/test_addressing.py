@@ -121,6 +121,13 @@ def test_what_is_resolved_is_what_is_built():
         ("decllm", ["attention.qkv_norm_scale=true", "attention.output_norm_scale=true"], []),
         ("decllm", ["attention.rope=none", "attention.rope_theta=500.0"], ["attention.rope=none"]),
         ("decllm", ["attention.output_norm=head"], ["decoder.self_attention.output_norm=head"]),
+        ("decllm", ["attention.rope_scaling=yarn", "attention.rope_original_length=64"], []),
+        ("decllm", ["attention.rope=none", "attention.rope_fraction=0.3"], ["attention.rope=none"]),
+        (
+            "decllm",
+            ["attention.rope=none", "attention.heads=32", "attention.gate=per_head"],
+            ["attention.rope=none", "attention.heads=32", "attention.gate=per_element"],
+        ),
         ("decllm", ["attention.output_norm=head"], ["decoder.layer_ranges.0-1.self_attention.output_norm=head"]),
         (
             "decllm",
@@ -142,6 +149,8 @@ def test_equivalent_configs_resolve_to_equal_models(family, left, right):
         ("decllm", "attention.kv_heads=2"),
         ("decllm", "attention.rope_theta=500.0"),
         ("decllm", "attention.qkv_norm=[q]"),
+        ("decllm", "attention.gate=per_head"),
+        ("decllm", "attention.rope_fraction=0.5"),
         ("decllm", "norm.scale=false"),
         ("decllm", "norm.eps=1e-3"),
         ("decllm", "norm.function=layer_norm"),
@@ -165,6 +174,8 @@ def test_different_functions_resolve_to_different_models(family, override):
     [
         ("decllm", "attention.heads=5", "attention", "5 heads do not divide d_model 32"),
         ("decllm", "attention.head_dim=7", "attention", "head_dim 7 must be even (or rope: none)"),
+        ("decllm", "attention.rope_fraction=0.4", "attention", "write rope_fraction: 0.5 for 4 entries"),
+        ("decllm", "attention={rope_scaling: yarn, rope_factor: 2}", "attention", "yarn needs rope_original_length"),
         ("decllm", "attention.kv_heads=3", "attention", "kv_heads 3 does not divide heads 4"),
         ("decllm", "attention.kv_heads=8", "attention", "kv_heads 8 does not divide heads 4"),
         ("decllm", "decoder.self_attention.kv_heads=3", "decoder.self_attention", "kv_heads 3"),

@@ -176,7 +176,15 @@ def test_stopping_a_prompt_in_the_middle_changes_no_logit(prompts, overrides):
 
 @pytest.mark.parametrize(
     "override",
-    ["kv_heads: 2", "rope: none", "rope_theta: 500.0", "rope_factor: 2.0", "{heads: 2, head_dim: 16}", "qkv_norm: [k]"],
+    [
+        "kv_heads: 2",
+        "rope: none",
+        "rope_theta: 500.0",
+        "rope_factor: 2.0",
+        "rope_fraction: 0.5",
+        "{heads: 2, head_dim: 16}",
+        "qkv_norm: [k]",
+    ],
 )
 def test_layers_that_would_need_other_keys_are_refused(override):
     value = override if override.startswith("{") else f"{{{override}}}"

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from lit_llm.components.masks import AttentionMask
+from tests.attending import inputs_of
 from tests.peers import D_FF, HEADS, LAYERS, THETA, D, loaded, peer_shape, with_random_scales
 from tests.tiny_models import VOCABULARY, build, ids
 
@@ -55,6 +57,33 @@ def test_with_scaled_norms_on_queries_and_keys_decllm_is_a_qwen3(tied):
     tokens = ids(2, 24)
     with torch.no_grad():
         assert_close(model(tokens), peer(tokens).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.25])
+@torch.no_grad()
+def test_gated_by_its_entries_and_rotated_in_part_an_attention_is_qwen3_nexts(fraction):
+    """Its q_proj holds, head by head, the queries and the gate; its norms' scales count from one."""
+    from transformers import Qwen3NextConfig
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextAttention, Qwen3NextRotaryEmbedding
+
+    keys = ["attention.kv_heads=2", "attention.head_dim=16", "attention.qkv_norm=[q, k]", "attention.norm_eps=1e-3"]
+    keys += [f"attention.rope_fraction={fraction}", f"attention.rope_theta={THETA}"]
+    model = build("decllm", *keys, "attention.qkv_norm_scale=true", "attention.gate=per_element", double=False)
+    ours = with_random_scales(model).decoder.layers[0].self_attention
+    shape = peer_shape(2, 1e-3, True, 16)
+    rope = {"rope_type": "default", "rope_theta": THETA, "partial_rotary_factor": fraction}
+    config = Qwen3NextConfig(**{**shape, "rope_parameters": rope}, attn_implementation="eager")
+    peer = Qwen3NextAttention(config, 0).eval()
+    by_head = [part.weight.unflatten(0, (HEADS, 16)) for part in (ours.q, ours.gate)]
+    peer.q_proj.weight.copy_(torch.cat(by_head, dim=1).flatten(0, 1))
+    for theirs, mine in ((peer.k_proj, ours.k), (peer.v_proj, ours.v), (peer.o_proj, ours.out)):
+        theirs.weight.copy_(mine.weight)
+    for theirs, part in ((peer.q_norm, "q"), (peer.k_norm, "k")):
+        theirs.weight.copy_(ours.qkv_scale[part] - 1)
+    x = torch.randn(2, 9, D)
+    rotations = Qwen3NextRotaryEmbedding(config)(x, torch.arange(9)[None])
+    wanted, _ = peer(x, rotations, torch.full((9, 9), -torch.inf).triu(1)[None, None])
+    assert_close(ours(x, inputs_of(ours, x, AttentionMask(causal=True))), wanted, rtol=0, atol=1e-5)
 
 
 def as_torch_layer(block, layer):

@@ -50,6 +50,7 @@ CASES = {
     "gated heads": ("redllm", [*ALL, "attention.gate=per_head"]),
     "gated entries": ("redllm", [*ALL, "attention.gate=per_element", "attention.output_norm=concat"]),
     "gated partial attention": ("decllm", [*ALL, "decoder.partial_attention={gate: per_element}"]),
+    "rotated in part": ("decllm", [*ALL, "attention.rope_fraction=0.5"]),
     "grouped": ("decllm", [*ALL, "attention.kv_heads=1"]),
     "gelu, layer norm": ("redllm", ["feed_forward.activation=gelu", "norm.function=layer_norm"]),
     "partial attention": ("decllm", [*ALL, "decoder.partial_attention={output_norm: head}"]),

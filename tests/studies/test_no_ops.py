@@ -87,6 +87,13 @@ def test_what_else_differs_in_training_keeps_an_arm_from_being_a_no_op(found, wr
     assert all("in spite of model.attention.rope_theta:" in message for message in said.values())
 
 
+def test_a_scaling_that_changes_slow_frequencies_alone_is_no_no_op(found) -> None:
+    """With a head of four entries there is none that turns fewer than once in 1024 tokens."""
+    factor = grid("model.attention.rope_factor: [1.0, 8.0]", "model.attention.rope_fraction: [1.0, 0.5, 0.25]")
+    scaled = "model.attention.rope_scaling=llama3", "model.attention.rope_original_length=1024"
+    assert no_ops(found(factor, *scaled)) == []
+
+
 @pytest.mark.parametrize("family", ["redllm-tiny", "decllm-tiny"])
 def test_what_does_something_is_no_no_op(found, family: str) -> None:
     """The smallest steps of every kind, an eps of 1e-6 to 2e-6 among them."""
@@ -94,6 +101,7 @@ def test_what_does_something_is_no_no_op(found, family: str) -> None:
         "model.attention.qkv_norm: [[q, k, v], [q, k], [v], []]",
         f"{NORM}: [head, none, concat, after_out]",
         "model.attention.output_norm_scale: [false, true]",
+        "model.attention.gate: [none, per_head, per_element]",
         "model.attention.norm_eps: [1e-6, 2e-6]",
         "model.attention.rope: [continuous, none]",
         "model.attention.rope_theta: [1e4, 1.1e4]",

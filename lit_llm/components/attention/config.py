@@ -46,7 +46,17 @@ class AttentionConfig(Section):
     rope_theta: float = Field(10000.0, gt=0)
     """Base of the rotary frequencies."""
     rope_factor: float = Field(1.0, gt=0)
-    """Divisor of all positions (linear position interpolation, arXiv 2306.15595)."""
+    """Divisor of all positions (linear position interpolation, arXiv 2306.15595), or of those frequencies that
+    `rope_scaling` names."""
+    rope_scaling: Literal["linear", "llama3", "yarn"] = "linear"
+    """Frequencies that `rope_factor` divides. linear: all. llama3, yarn: those with few turns within
+    `rope_original_length`, while those with many stay (Llama 3.1, arXiv 2407.21783, turns from 1 to 4; YaRN,
+    arXiv 2309.00071, from 1 to 32, which also enlarges the scores)."""
+    rope_original_length: int | None = Field(None, gt=0)
+    """Tokens of the texts of the training before the stretch, for `llama3` and `yarn`."""
+    rope_fraction: float = Field(1.0, gt=0, le=1)
+    """Part of each head's entries that is rotated, its first; the others know no position (GPT-J's partial RoPE; 0.25
+    in GPT-NeoX, arXiv 2204.06745)."""
     relative_bias: Literal["none", "per_layer", "shared"] = "none"
     """T5's learned bias on the scores by head and distance: one for each layer, or one for all layers of a stack as in
     T5. Only in self-attention, and in addition to RoPE: T5 itself is `rope: none` with a bias."""

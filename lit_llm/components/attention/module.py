@@ -19,7 +19,7 @@ from lit_llm.components.layer_part import LayerPart
 from lit_llm.components.masks import AttentionMask, KernelMask, Mask, MergedMask
 from lit_llm.components.norm.module import rms_norm
 from lit_llm.components.part import Widths
-from lit_llm.components.rope import Rotation, rotate
+from lit_llm.components.rope import Frequencies, Rotation, rotate
 
 
 class AttentionInputs(NamedTuple):
@@ -72,7 +72,8 @@ def rotation_of(context: ForwardContext, positions: str, config: ResolvedAttenti
     """The RoPE rotation at the named positions; None with `rope: none`."""
     if config.rope == "none":
         return None
-    return context.rotation(positions, config.rope_theta, config.head_dim, config.rope_factor)
+    settings = config.rope_theta, config.rotary_entries, config.rope_factor, config.rope_scaling
+    return context.rotation(positions, Frequencies(*settings, config.rope_original_length or 0))
 
 
 class SharedKeyValues(Heads):

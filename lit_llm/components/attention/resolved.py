@@ -36,6 +36,9 @@ class ResolvedAttention(Part):
     rope_theta: float
     # Left out of the dump where they have no effect, so that equal functions have equal fingerprints.
     rope_factor: float = Field(1.0, exclude_if=lambda value: value == 1)
+    rope_scaling: str = Field("linear", exclude_if=lambda value: value == "linear")
+    rope_original_length: int | None = Field(None, exclude_if=lambda value: value is None)
+    rope_fraction: float = Field(1.0, exclude_if=lambda value: value == 1)
     relative_bias: str = Field("none", exclude_if=lambda value: value == "none")
     relative_buckets: int | None = Field(None, exclude_if=lambda value: value is None)
     relative_distance: int | None = Field(None, exclude_if=lambda value: value is None)
@@ -72,6 +75,16 @@ class ResolvedAttention(Part):
     def kv_width(self) -> int:
         """Entries of all key (or value) heads together."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def rotary_entries(self) -> int:
+        """Entries of each head that RoPE rotates."""
+        return round(self.head_dim * self.rope_fraction)
+
+    @property
+    def smallest(self) -> dict[str, int]:
+        # Which frequencies are scaled depends on all of them, and a share of few entries is no whole number.
+        return {} if self.rope_scaling == "linear" and self.rope_fraction == 1 else {"head_dim": self.head_dim}
 
     @property
     def gate_width(self) -> int:
@@ -129,11 +142,17 @@ class ResolvedAttention(Part):
         return {"k.weight": keys, "v.weight": keys, **{f"qkv_scale.{part}": (self.head_dim,) for part in scaled}}
 
     @property
+    def frequencies(self) -> tuple[object, ...]:
+        """Settings on which the rotary frequencies depend."""
+        scaling = self.rope_factor, self.rope_scaling, self.rope_original_length
+        return (self.rope_theta, self.rope_fraction, *scaling)
+
+    @property
     def shared(self) -> tuple[object, ...]:
         """Settings on which the shared keys and values depend; equal in all layers that share them."""
         norms = tuple(part for part in self.qkv_norm if part != "q")
         normed = (norms, self.qkv_norm_scale, self.norm_eps) if norms else ()
-        return (self.kv_heads, self.head_dim, self.rope, self.rope_theta, self.rope_factor, *normed)
+        return (self.kv_heads, self.head_dim, self.rope, *self.frequencies, *normed)
 
     # --- FLOPs ---
 
@@ -291,6 +310,18 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         raise ValueError("window_right without window has no effect; set window, too")
     if config.rope != "none" and head_dim % 2:
         raise ValueError(f"RoPE rotates pairs, so head_dim {head_dim} must be even (or rope: none)")
+    rotary = head_dim * config.rope_fraction
+    pairs = max(1, round(rotary / 2))
+    if config.rope != "none" and not math.isclose(rotary, 2 * pairs, rel_tol=1e-6):
+        raise ValueError(
+            f"rope_fraction {config.rope_fraction:g} of head_dim {head_dim} is {rotary:g} entries, and RoPE rotates "
+            f"pairs; write rope_fraction: {2 * pairs / head_dim:g} for {2 * pairs} entries"
+        )
+    stretched = config.rope != "none" and config.rope_factor != 1 and config.rope_scaling != "linear"
+    if stretched and config.rope_original_length is None:
+        raise ValueError(f"rope_scaling {config.rope_scaling} needs rope_original_length: the tokens of training texts")
+    if stretched and config.rope_theta <= 1:
+        raise ValueError(f"rope_scaling {config.rope_scaling} needs a rope_theta above 1, so that frequencies differ")
     # With one head, head and concat are the same function.
     output_norm = "head" if config.output_norm == "concat" and config.heads == 1 else config.output_norm
     qkv_norm = tuple(part for part in "qkv" if part in config.qkv_norm)
@@ -317,6 +348,9 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         rope=rope,
         rope_theta=config.rope_theta if rope != "none" else 0.0,
         rope_factor=config.rope_factor if rope != "none" else 1.0,
+        rope_scaling=config.rope_scaling if stretched else "linear",
+        rope_original_length=config.rope_original_length if stretched else None,
+        rope_fraction=config.rope_fraction if rope != "none" else 1.0,
         relative_bias=config.relative_bias if biased else "none",
         relative_buckets=config.relative_buckets if biased else None,
         relative_distance=config.relative_distance if biased else None,

@@ -23,7 +23,7 @@ from lit_llm.components.norm.module import rms_norm
 from lit_llm.components.part import Widths
 from lit_llm.components.retention.cache import RetentionState
 from lit_llm.components.retention.resolved import ResolvedRetention
-from lit_llm.components.rope import Rotation, rotate
+from lit_llm.components.rope import Frequencies, Rotation, rotate
 
 
 class RetentionInputs(NamedTuple):
@@ -61,7 +61,8 @@ class Retention(LayerPart):
             raise ValueError("retention is causal: a token cannot see later ones; leave its prefix causal")
         assert cache is None or documents is None
         runs_BT = None if documents is None else context.once("runs", lambda: _document_runs(documents[0]))
-        return RetentionInputs(context.rotation("self", self.config.rope_theta, self.config.head_dim), runs_BT, cache)
+        frequencies = Frequencies(self.config.rope_theta, self.config.head_dim)
+        return RetentionInputs(context.rotation("self", frequencies), runs_BT, cache)
 
     def forward(self, x_BTD: Tensor, inputs: RetentionInputs) -> Tensor:
         """B x T x D -> B x T x D. Each document starts from an empty state.

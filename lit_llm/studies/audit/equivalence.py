@@ -56,6 +56,8 @@ class EquivalenceChecker:
     def __init__(self, arms: Sequence[Arm]) -> None:
         full = [resolve_model(arm.experiment.model) for arm in arms]
         leasts = WIDTHS | {"vocabulary": WIDTHS["vocabulary"] + max(map(_extra_ids, arms))}
+        for part in (part for model in full for part in model.parts):
+            leasts |= {key: max(least, leasts.get(key, 0)) for key, least in part.smallest.items()}
         widths = {key: _small(sorted(set(_sizes(full, key))), least) for key, least in leasts.items()}
         each = math.gcd(*(count for key in HEADS for count in _sizes(full, key)))
         few = min(count for key in HEADS for count in _sizes(full, key))
