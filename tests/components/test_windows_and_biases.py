@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from lit_llm.components import masks
-from lit_llm.components.attention.relative import bucket
+from lit_llm.components.attention.relative import alibi_slopes, bucket
 from lit_llm.components.attention.resolved import resolve_attention
 from lit_llm.components.layer_part import build_part
 from lit_llm.components.masks import AttentionMask, MergedMask
@@ -97,6 +97,28 @@ def test_distances_fall_into_t5s_buckets(causal, buckets, distance):
     away = torch.arange(-300, 301)
     wanted = T5Attention._relative_position_bucket(away, not causal, buckets, distance)
     assert torch.equal(bucket(away, buckets, distance, causal), wanted)
+
+
+@pytest.mark.parametrize("heads", [1, 3, 4, 8, 12, 16])
+def test_alibis_slopes_are_those_of_bloom(heads):
+    from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
+
+    assert_close(torch.tensor(alibi_slopes(heads)), _get_alibi_slopes(heads, CPU).float())
+
+
+@pytest.mark.parametrize("mask", [AttentionMask(), AttentionMask(causal=True), AttentionMask(causal=True, prefix=4)])
+def test_alibi_takes_from_each_score_the_distance_times_the_heads_slope(mask):
+    """arXiv 2108.12409, section 3; for keys ahead of the query by the same distance."""
+    values = {"heads": 4, "head_dim": K, "rope": "none", "relative_bias": "alibi", "window": 6}
+    module = build_part(resolve_attention(values, 24, "self"), Widths(24, 24), causal=mask.causal).double()
+    x = torch.randn(B, T, 24, dtype=torch.float64)
+    q, k, v = (module.heads(part, x, None) for part in "qkv")
+    at = torch.arange(T, dtype=torch.float64)
+    bias = -torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8])[:, None, None] * (at[:, None] - at).abs()
+    seen = mask.rows(0, T, T, CPU)
+    seen = near(6, 6) & (True if seen is None else seen)
+    wanted = module.out(by_the_book(q, k, v, seen, bias=bias).transpose(1, 2).flatten(2))
+    assert_close(module(x, inputs_of(module, x, mask)), wanted)
 
 
 @pytest.mark.parametrize(("buckets", "distance"), [(32, 16), (8, 4), (8, 1)])

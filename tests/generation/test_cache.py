@@ -37,6 +37,8 @@ SHARED = [
     ["attention.gate=per_head", "attention.kv_heads=2"],
     ["attention.gate=per_element", "attention.output_norm=head", "attention.window=3"],
     ["attention.rope_theta=20.0"],
+    ["attention.relative_bias=alibi", "attention.rope=none"],
+    ["attention.relative_bias=alibi", "attention.window=5", "attention.kv_heads=2"],
     [
         "attention.rope_fraction=0.5",
         "attention.rope_scaling=yarn",

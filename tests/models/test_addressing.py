@@ -121,6 +121,11 @@ def test_what_is_resolved_is_what_is_built():
         ("decllm", ["attention.qkv_norm_scale=true", "attention.output_norm_scale=true"], []),
         ("decllm", ["attention.rope=none", "attention.rope_theta=500.0"], ["attention.rope=none"]),
         ("decllm", ["attention.output_norm=head"], ["decoder.self_attention.output_norm=head"]),
+        (
+            "redllm",
+            ["attention.relative_bias=alibi", "attention.relative_buckets=6"],
+            ["attention.relative_bias=alibi"],
+        ),
         ("decllm", ["attention.rope_scaling=yarn", "attention.rope_original_length=64"], []),
         ("decllm", ["attention.rope=none", "attention.rope_fraction=0.3"], ["attention.rope=none"]),
         (
@@ -151,6 +156,7 @@ def test_equivalent_configs_resolve_to_equal_models(family, left, right):
         ("decllm", "attention.qkv_norm=[q]"),
         ("decllm", "attention.gate=per_head"),
         ("decllm", "attention.rope_fraction=0.5"),
+        ("decllm", "attention.relative_bias=alibi"),
         ("decllm", "norm.scale=false"),
         ("decllm", "norm.eps=1e-3"),
         ("decllm", "norm.function=layer_norm"),

@@ -67,6 +67,7 @@ ODD = {
     ],
     "relative bias": ["attention.relative_bias=per_layer"],
     "one relative bias": ["attention.relative_bias=shared", "attention.relative_buckets=8"],
+    "alibi": ["attention.relative_bias=alibi", "attention.rope=none"],
     "soft caps": ["attention.softcap=20.0", "output.softcap=10.0"],
     "sandwich, normed embedding": ["norm.placement=sandwich", "embedding.norm=true"],
     "post": ["norm.placement=post"],

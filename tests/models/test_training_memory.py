@@ -29,7 +29,7 @@ BOUND = 0.03
 """What the formula leaves out (one number for a token or head, rotations, masks) is at most this share here, where
 heads are narrow; it shrinks with head_dim and d_model."""
 
-ROUGH = {"post": 1 / 6, "output": 1 / 6, "merged": 1 / 6, "retention": 0.05, "band": 0.04}
+ROUGH = {"post": 1 / 6, "output": 1 / 6, "merged": 1 / 6, "retention": 0.05, "band": 0.04, "alibi": 0.07}
 """Where the formula says that it is rough."""
 
 
@@ -147,6 +147,7 @@ LEARNED = {
     "sandwich": ["norm.placement=sandwich"],
     "heads": ["attention.qkv_norm=[q, k, v]", "attention.qkv_norm_scale=true"],
     "output": ["attention.output_norm=head", "attention.output_norm_scale=true"],
+    "alibi": ["attention.relative_bias=alibi", "attention.rope=none"],
     "window": ["attention.window=64"],
     "band": ["attention.window=32"],
 }

@@ -101,6 +101,7 @@ def test_what_does_something_is_no_no_op(found, family: str) -> None:
         "model.attention.qkv_norm: [[q, k, v], [q, k], [v], []]",
         f"{NORM}: [head, none, concat, after_out]",
         "model.attention.output_norm_scale: [false, true]",
+        "model.attention.relative_bias: [none, alibi]",
         "model.attention.gate: [none, per_head, per_element]",
         "model.attention.norm_eps: [1e-6, 2e-6]",
         "model.attention.rope: [continuous, none]",

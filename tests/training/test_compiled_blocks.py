@@ -87,6 +87,7 @@ CASES: dict[str, tuple[str, list[str], list[dict[str, Any]], int]] = {
     "softcap, grouped heads": ("decllm", ["attention.softcap=4.0", "attention.kv_heads=2"], text(), 1),
     "gated": ("decllm", ["attention.gate=per_head", "attention.output_norm=head"], text(), 1),
     "rotated in part": ("decllm", ["attention.rope_fraction=0.5"], text(), 1),
+    "alibi": ("decllm", ["attention.relative_bias=alibi", "attention.rope=none"], text(), 1),
     "shared bias": ("decllm", ["attention.relative_bias=shared", "attention.window=4"], text(), 1),
     "bias of each layer": ("decllm", ["attention.relative_bias=per_layer"], text(), 1),
     "post norm": ("decllm", ["norm.placement=post", "norm.function=layer_norm"], text(), 1),

@@ -3,9 +3,9 @@
 RedLLM and DecLLM (arXiv 2510.26622, eq. 1 and 2): parameter-free RMSNorm on each head's queries, keys and values, and,
 in RedLLM alone, on the attention's output. Equation 2 is typed per head, so `output_norm: head` (before W_o) is the
 literal reading; `concat` and `after_out` are the other places where such a norm is found. Positions: RoPE
-(arXiv 2104.09864), T5's relative bias (arXiv 1910.10683), or none. Grouped-query attention (kv_heads < heads):
-arXiv 2305.13245. Sliding windows and soft-capped scores: Gemma 2 (arXiv 2408.00118). Gated output: Qiu et al.,
-arXiv 2505.06708.
+(arXiv 2104.09864), T5's relative bias (arXiv 1910.10683), ALiBi (arXiv 2108.12409), or none. Grouped-query attention
+(kv_heads < heads): arXiv 2305.13245. Sliding windows and soft-capped scores: Gemma 2 (arXiv 2408.00118). Gated output:
+Qiu et al., arXiv 2505.06708.
 """
 
 from __future__ import annotations
@@ -57,9 +57,10 @@ class AttentionConfig(Section):
     rope_fraction: float = Field(1.0, gt=0, le=1)
     """Part of each head's entries that is rotated, its first; the others know no position (GPT-J's partial RoPE; 0.25
     in GPT-NeoX, arXiv 2204.06745)."""
-    relative_bias: Literal["none", "per_layer", "shared"] = "none"
-    """T5's learned bias on the scores by head and distance: one for each layer, or one for all layers of a stack as in
-    T5. Only in self-attention, and in addition to RoPE: T5 itself is `rope: none` with a bias."""
+    relative_bias: Literal["none", "per_layer", "shared", "alibi"] = "none"
+    """Bias on the scores by head and distance. per_layer, shared: T5's learned one, for each layer or for all layers of
+    a stack as in T5. alibi: minus the distance times a slope of the head, not learned (arXiv 2108.12409). Only in
+    self-attention, and in addition to RoPE: T5 and ALiBi themselves are `rope: none` with a bias."""
     relative_buckets: int = Field(32, gt=3)
     """Number of buckets of distances: half of them hold one distance each, the others grow with the logarithm."""
     relative_distance: int = Field(128, gt=0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn, ones
 
 from lit_llm.components.attention.dot_product import DotProduct
-from lit_llm.components.attention.relative import RelativeBias, buckets_of
+from lit_llm.components.attention.relative import RelativeBias, buckets_of, linear_bias
 from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.components.few_rows import Linear
 from lit_llm.components.forward_context import CacheRows, ForwardContext, cast_once, is_filled
@@ -200,11 +200,11 @@ class SelfAttention(Attention):
 
     def prepare(self, context: ForwardContext, cache: KeyValues | None) -> AttentionInputs:  # type: ignore[override]
         rotation = rotation_of(context, "self", self.config)
-        buckets, bias = self._buckets(context, cache)
+        buckets, bias = self._buckets_or_bias(context, cache)
         mask = self._kernel_mask(context, *self._row_mask(context, cache))
         return AttentionInputs(mask, rotation, rotation, cache, buckets=buckets, bias=bias)
 
-    def _buckets(self, context: ForwardContext, cache: KeyValues | None) -> tuple[Tensor | None, Tensor | None]:
+    def _buckets_or_bias(self, context: ForwardContext, cache: KeyValues | None) -> tuple[Tensor | None, Tensor | None]:
         """(buckets of distances for this layer's bias, bias that all layers share); None where unused."""
         config = self.config
         if config.relative_bias == "none":
@@ -212,18 +212,24 @@ class SelfAttention(Attention):
         kept = cache if is_filled(cache) else None
         queries = context.positions["self"]
 
-        def made() -> Tensor:
-            keys = queries if kept is None else kept.positions()
-            assert config.relative_buckets is not None
-            assert config.relative_distance is not None
-            return buckets_of(queries, keys, config.relative_buckets, config.relative_distance, self.causal)
+        def keys() -> Tensor:
+            return queries if kept is None else kept.positions()
 
         window = None if kept is None else (kept.window,)
+        if config.relative_bias == "alibi":
+            key = ("alibi", config.heads, window)
+            return None, context.once(key, lambda: linear_bias(queries, keys(), config.heads))
+
+        def made() -> Tensor:
+            assert config.relative_buckets is not None
+            assert config.relative_distance is not None
+            return buckets_of(queries, keys(), config.relative_buckets, config.relative_distance, self.causal)
+
         buckets = context.once(("buckets", config.relative_buckets, config.relative_distance, window), made)
         if config.relative_bias == "per_layer":
             return buckets, None
-        key = ("bias", config.heads, config.relative_buckets, config.relative_distance, window)
-        return None, context.once(key, lambda: context.stack_modules["relative_bias"](buckets))
+        key_of_bias = ("bias", config.heads, config.relative_buckets, config.relative_distance, window)
+        return None, context.once(key_of_bias, lambda: context.stack_modules["relative_bias"](buckets))
 
     def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
         k, v = self._project_row("k", x_BTD, inputs), self._project_row("v", x_BTD, inputs)

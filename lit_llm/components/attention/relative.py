@@ -4,6 +4,9 @@ distance   0 1 2 ... 7 | 8-11 12-15 16-22 ... >= 128     of 32 buckets, causal: 
                                                          rest grow with its logarithm
 Without a causal mask each half of the buckets serves one direction. With one, keys after the query (an open prefix's)
 share the bucket of distance 0, as in T5's decoder.
+
+ALiBi (arXiv 2108.12409): minus the distance, ahead or behind, times a slope of the head; 1/2, 1/4, ..., 1/256 for
+eight heads.
 """
 
 from __future__ import annotations
@@ -47,3 +50,16 @@ def bucket(ahead: Tensor, buckets: int, distance: int, causal: bool) -> Tensor:
     exact = buckets // 2
     grown = (away.clamp_min(1).float() / exact).log() / math.log(distance / exact) * (buckets - exact)
     return first + torch.where(away < exact, away, (exact + grown.long()).clamp_max(buckets - 1))
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Slopes of ALiBi: geometric from 2^(-8/n) to 2^-8, and for n no power of two every second of 2n more."""
+    power = 1 << (heads.bit_length() - 1)
+    slopes = [2 ** (-8 * number / power) for number in range(1, power + 1)]
+    return slopes + [2 ** (-4 * number / power) for number in range(1, 2 * (heads - power), 2)]
+
+
+def linear_bias(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """ALiBi of queries (T, or B x T) and keys (S, or B x S) at these positions: [B x] H x T x S, in float32."""
+    distances = (keys.unsqueeze(-2) - queries.unsqueeze(-1)).abs().unsqueeze(-3)
+    return -distances * torch.tensor(alibi_slopes(heads), device=keys.device)[:, None, None]

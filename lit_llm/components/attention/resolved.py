@@ -245,6 +245,8 @@ class ResolvedAttention(Part):
         return widths.row * precision.compute + self._key_bytes(precision)
 
     def _is_band(self, example: Example) -> bool:
+        if self.relative_bias != "none":
+            return False
         return self.window_sides is not None and example.row >= BAND * band_size(self.window_sides, example.causal)
 
     def _band_bytes(self, example: Example, precision: Precision) -> float:
@@ -256,9 +258,9 @@ class ResolvedAttention(Part):
         return example.row * (keys + sides * band_size(self.window_sides, example.causal)) * precision.compute
 
     def _score_bytes(self, example: Example, precision: Precision) -> float:
-        """Bytes for all (query, key) pairs, where no fused kernel avoids them: a cap's tanh and the weights, or a bias
-        with its mask and the weights."""
-        if self.softcap is None and self.relative_bias == "none":
+        """Bytes for all (query, key) pairs, where no fused kernel avoids them: a cap's tanh and the weights, or a
+        learned bias with its mask and the weights."""
+        if self.softcap is None and self.relative_bias in ("none", "alibi"):
             return 0.0
         entry = 2 * FLOAT32 + (precision.compute if precision.autocast else 0)
         return example.row * self._keys(example) * self.heads * entry
@@ -269,7 +271,9 @@ class ResolvedAttention(Part):
         return example.row + (example.source if self.place == "merged" else 0)
 
     def mask_bytes(self, example: Example, precision: Precision) -> float:
-        """Bytes of the mask of a window that is not computed as a band."""
+        """Bytes of the mask of a window that is not computed as a band, and of a bias that is not learned."""
+        if self.relative_bias == "alibi" and self.softcap is None:
+            return self.heads * example.row * self._keys(example) * precision.compute
         if self.window_sides is None or self._is_band(example):
             return 0.0
         return example.row * self._keys(example) * precision.compute
@@ -297,11 +301,12 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
     head_dim, kv_heads = config.head_dim or d_model // config.heads, config.kv_heads or config.heads
     if config.heads % kv_heads:
         raise ValueError(f"kv_heads {kv_heads} does not divide heads {config.heads}")
-    if config.relative_bias != "none" and config.relative_buckets % 4:
+    bucketed = config.relative_bias in ("per_layer", "shared")
+    if bucketed and config.relative_buckets % 4:
         raise ValueError(
             f"relative_buckets {config.relative_buckets} is no multiple of 4: half are exact, on two sides"
         )
-    if config.relative_bias != "none" and config.relative_distance <= config.relative_buckets // 2:
+    if bucketed and config.relative_distance <= config.relative_buckets // 2:
         raise ValueError(
             f"relative_distance {config.relative_distance} is not beyond the {config.relative_buckets // 2} distances "
             f"that {config.relative_buckets} buckets tell apart exactly; make it larger, or relative_buckets smaller"
@@ -352,8 +357,8 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         rope_original_length=config.rope_original_length if stretched else None,
         rope_fraction=config.rope_fraction if rope != "none" else 1.0,
         relative_bias=config.relative_bias if biased else "none",
-        relative_buckets=config.relative_buckets if biased else None,
-        relative_distance=config.relative_distance if biased else None,
+        relative_buckets=config.relative_buckets if biased and bucketed else None,
+        relative_distance=config.relative_distance if biased and bucketed else None,
         window=window,
         window_right=ahead,
         scale=None if usual else config.scale,
