@@ -26,6 +26,7 @@ def as_llama(model):
         "feed_forward_norm.scale": "post_attention_layernorm.weight",
         "self_attention.out.weight": "self_attn.o_proj.weight",
         **{f"self_attention.{x}.weight": f"self_attn.{x}_proj.weight" for x in "qkv"},
+        **{f"self_attention.{x}.bias": f"self_attn.{x}_proj.bias" for x in "qkv"},
         **{f"self_attention.qkv_scale.{x}": f"self_attn.{x}_norm.weight" for x in "qk"},
         **{f"feed_forward.{x}.weight": f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
     }

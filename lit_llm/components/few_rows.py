@@ -52,14 +52,14 @@ class Functions(NamedTuple):
 
 
 class Linear(nn.Linear):
-    """xWᵀ without a bias, for few rows without gradients by the compiled product."""
+    """xWᵀ, plus a bias where there is one, for few rows without gradients by the compiled product."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """... x inputs -> ... x outputs."""
-        return linear(x, self.weight)
+        return linear(x, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -369,7 +369,7 @@ def _sharing_problem(config: Any) -> str:
     attentions = [attention for layer in _layers(config, "cross_decoder") if (attention := layer.self_attention)]
     for index, attention in enumerate(attentions):
         if attention.shared != attentions[0].shared:
-            needed = "the same kv_heads, head_dim, rope with all of its keys, and norms of keys and values"
+            needed = "the same kv_heads, head_dim, rope with all of its keys, biases and norms of keys and values"
             return f"all layers share one pair of keys and values and need {needed}; layer {index} differs from layer 0"
     return ""
 

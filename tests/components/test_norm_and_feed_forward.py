@@ -149,6 +149,22 @@ def test_the_others_have_two_matrices(activation):
     assert {name for name, _ in module.named_parameters()} == {"up.weight", "down.weight"}
 
 
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+def test_biases_are_added_to_what_each_matrix_makes(activation):
+    x = torch.randn(2, 3, WIDTH, dtype=torch.float64)
+    config = FeedForwardConfig(activation=activation, d_ff=20, bias=True)
+    module = FeedForward(config, Widths(WIDTH, WIDTH), causal=False).double()
+    for name, parameter in module.named_parameters():
+        if "bias" in name:
+            torch.nn.init.normal_(parameter)
+    up = x @ module.up.weight.T + module.up.bias
+    if activation == "swiglu":
+        hidden = GATED[activation](x @ module.gate.weight.T + module.gate.bias) * up
+    else:
+        hidden = UNGATED[activation](up)
+    assert_close(module(x), hidden @ module.down.weight.T + module.down.bias)
+
+
 PLACES = {
     "pre": "norm f",
     "post": "f + norm",

@@ -37,6 +37,7 @@ SHARED = [
     ["attention.gate=per_head", "attention.kv_heads=2"],
     ["attention.gate=per_element", "attention.output_norm=head", "attention.window=3"],
     ["attention.rope_theta=20.0"],
+    ["attention.qkv_bias=[q, k, v]", "feed_forward.bias=true", "attention.kv_heads=2"],
     ["attention.relative_bias=alibi", "attention.rope=none"],
     ["attention.relative_bias=alibi", "attention.window=5", "attention.kv_heads=2"],
     [

@@ -156,6 +156,8 @@ def test_equivalent_configs_resolve_to_equal_models(family, left, right):
         ("decllm", "attention.qkv_norm=[q]"),
         ("decllm", "attention.gate=per_head"),
         ("decllm", "attention.rope_fraction=0.5"),
+        ("decllm", "attention.qkv_bias=[q]"),
+        ("decllm", "feed_forward.bias=true"),
         ("decllm", "attention.relative_bias=alibi"),
         ("decllm", "norm.scale=false"),
         ("decllm", "norm.eps=1e-3"),

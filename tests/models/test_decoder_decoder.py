@@ -184,6 +184,7 @@ def test_stopping_a_prompt_in_the_middle_changes_no_logit(prompts, overrides):
         "rope_fraction: 0.5",
         "{heads: 2, head_dim: 16}",
         "qkv_norm: [k]",
+        "qkv_bias: [v]",
     ],
 )
 def test_layers_that_would_need_other_keys_are_refused(override):

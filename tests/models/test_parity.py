@@ -59,6 +59,17 @@ def test_with_scaled_norms_on_queries_and_keys_decllm_is_a_qwen3(tied):
         assert_close(model(tokens), peer(tokens).logits, rtol=0, atol=1e-4)
 
 
+def test_with_biases_on_queries_keys_and_values_decllm_is_a_qwen2():
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    keys = ["attention.kv_heads=2", "attention.qkv_bias=[q, k, v]", f"attention.rope_theta={THETA}", "norm.eps=1e-3"]
+    model = with_random_scales(build("decllm", *keys, double=False))
+    peer = loaded(Qwen2ForCausalLM(Qwen2Config(**peer_shape(2, 1e-3, True, D // HEADS))), model)
+    tokens = ids(2, 24)
+    with torch.no_grad():
+        assert_close(model(tokens), peer(tokens).logits, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("fraction", [1.0, 0.25])
 @torch.no_grad()
 def test_gated_by_its_entries_and_rotated_in_part_an_attention_is_qwen3_nexts(fraction):

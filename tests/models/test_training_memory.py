@@ -51,6 +51,7 @@ CASES = {
     "gated entries": ("redllm", [*ALL, "attention.gate=per_element", "attention.output_norm=concat"]),
     "gated partial attention": ("decllm", [*ALL, "decoder.partial_attention={gate: per_element}"]),
     "rotated in part": ("decllm", [*ALL, "attention.rope_fraction=0.5"]),
+    "biases": ("decllm", [*ALL, "attention.qkv_bias=[q, k, v]", "feed_forward.bias=true"]),
     "grouped": ("decllm", [*ALL, "attention.kv_heads=1"]),
     "gelu, layer norm": ("redllm", ["feed_forward.activation=gelu", "norm.function=layer_norm"]),
     "partial attention": ("decllm", [*ALL, "decoder.partial_attention={output_norm: head}"]),

@@ -102,6 +102,8 @@ def test_what_does_something_is_no_no_op(found, family: str) -> None:
         f"{NORM}: [head, none, concat, after_out]",
         "model.attention.output_norm_scale: [false, true]",
         "model.attention.relative_bias: [none, alibi]",
+        "model.attention.qkv_bias: [[], [q]]",
+        "model.feed_forward.bias: [false, true]",
         "model.attention.gate: [none, per_head, per_element]",
         "model.attention.norm_eps: [1e-6, 2e-6]",
         "model.attention.rope: [continuous, none]",

@@ -26,6 +26,8 @@ class AttentionConfig(Section):
     """Number of key and value heads; as many as `heads` when absent."""
     head_dim: int | None = Field(None, gt=0)
     """Entries per head; d_model / heads when absent."""
+    qkv_bias: Items[Literal["q", "k", "v"]] = ()
+    """Add a learned vector to queries, keys or values, before their norms (all three in Qwen 2, arXiv 2407.10671)."""
     qkv_norm: Items[Literal["q", "k", "v"]] = ()
     """Normalise queries, keys or values, per head."""
     qkv_norm_scale: bool = False

@@ -88,8 +88,8 @@ class SharedKeyValues(Heads):
         """config: that of any attention that shares the keys and values."""
         super().__init__()
         self.config = config
-        self.k = Linear(d_model, config.kv_width)
-        self.v = Linear(d_model, config.kv_width)
+        self.k = Linear(d_model, config.kv_width, "k" in config.qkv_bias)
+        self.v = Linear(d_model, config.kv_width, "v" in config.qkv_bias)
         self.qkv_scale = _scales(config, "kv")
 
     def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
@@ -113,10 +113,10 @@ class Attention(Heads, LayerPart):
         self.config = config
         self.relative_bias: RelativeBias | None = None
         memory = widths.source if config.place == "cross" else widths.row
-        self.q = Linear(widths.row, config.width)
+        self.q = Linear(widths.row, config.width, "q" in config.qkv_bias)
         if not config.shared_kv:
-            self.k = Linear(memory, config.kv_width)
-            self.v = Linear(memory, config.kv_width)
+            self.k = Linear(memory, config.kv_width, "k" in config.qkv_bias)
+            self.v = Linear(memory, config.kv_width, "v" in config.qkv_bias)
         self.gate = Linear(widths.row, config.gate_width) if config.gate_width else None
         self.out = Linear(config.width, widths.row)
         self.dot_product = DotProduct(config.scale, config.softcap)

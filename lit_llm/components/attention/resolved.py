@@ -46,6 +46,7 @@ class ResolvedAttention(Part):
     window_right: int | None = Field(None, exclude_if=lambda value: value is None)
     scale: float | None = Field(None, exclude_if=lambda value: value is None)
     softcap: float | None = Field(None, exclude_if=lambda value: value is None)
+    qkv_bias: Items[str] = Field((), exclude_if=lambda value: not value)
     gate: str = Field("none", exclude_if=lambda value: value == "none")
     place: Place = Field("self", exclude_if=lambda value: value == "self")
 
@@ -115,6 +116,7 @@ class ResolvedAttention(Part):
         if self.gate_width:
             shapes["gate.weight"] = (self.gate_width, widths.row)
         shapes["out.weight"] = (widths.row, self.width)
+        shapes |= self._bias_shapes(self.projected)
         if self.qkv_norm_scale:
             shapes |= {f"qkv_scale.{part}": (self.head_dim,) for part in self.qkv_norm if part in self.projected}
         if self.output_norm_scale:
@@ -123,6 +125,11 @@ class ResolvedAttention(Part):
         if self.relative_bias == "per_layer":
             shapes["relative_bias.weight"] = self._bias_shape
         return shapes
+
+    def _bias_shapes(self, parts: str) -> dict[str, TensorShape]:
+        return {
+            f"{part}.bias": (self.width if part == "q" else self.kv_width,) for part in self.qkv_bias if part in parts
+        }
 
     def stack_shapes(self, widths: Widths) -> dict[str, TensorShape]:
         return {"relative_bias.weight": self._bias_shape} if self.relative_bias == "shared" else {}
@@ -139,7 +146,8 @@ class ResolvedAttention(Part):
         """{name: shape} of the parameters that make the shared keys and values."""
         keys = (self.kv_width, widths.row)
         scaled = [part for part in self.qkv_norm if part != "q"] if self.qkv_norm_scale else []
-        return {"k.weight": keys, "v.weight": keys, **{f"qkv_scale.{part}": (self.head_dim,) for part in scaled}}
+        matrices = {"k.weight": keys, "v.weight": keys, **self._bias_shapes("kv")}
+        return {**matrices, **{f"qkv_scale.{part}": (self.head_dim,) for part in scaled}}
 
     @property
     def frequencies(self) -> tuple[object, ...]:
@@ -152,7 +160,8 @@ class ResolvedAttention(Part):
         """Settings on which the shared keys and values depend; equal in all layers that share them."""
         norms = tuple(part for part in self.qkv_norm if part != "q")
         normed = (norms, self.qkv_norm_scale, self.norm_eps) if norms else ()
-        return (self.kv_heads, self.head_dim, self.rope, *self.frequencies, *normed)
+        biases = tuple(part for part in self.qkv_bias if part != "q")
+        return (self.kv_heads, self.head_dim, biases, self.rope, *self.frequencies, *normed)
 
     # --- FLOPs ---
 
@@ -364,6 +373,7 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         scale=None if usual else config.scale,
         softcap=config.softcap,
         # With heads of one entry both are the same function.
+        qkv_bias=tuple(part for part in "qkv" if part in config.qkv_bias),
         gate="per_element" if config.gate == "per_head" and head_dim == 1 else config.gate,
         place=place,
     )

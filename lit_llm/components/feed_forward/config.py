@@ -41,6 +41,8 @@ class FeedForwardConfig(Part):
     (liglu) on the gate. _tanh: gelu by its approximation with tanh, as in Gemma and T5."""
     d_ff: int = Field(gt=0)
     """Hidden width."""
+    bias: bool = Field(False, exclude_if=lambda value: not value)
+    """Add a learned vector to what each of its matrices makes, as in the first Transformer (arXiv 1706.03762)."""
 
     @property
     def gated(self) -> bool:
@@ -49,7 +51,9 @@ class FeedForwardConfig(Part):
     def shapes(self, widths: Widths) -> dict[str, TensorShape]:
         inward = (self.d_ff, widths.row)
         gate = {"gate.weight": inward} if self.gated else {}
-        return {**gate, "up.weight": inward, "down.weight": (widths.row, self.d_ff)}
+        shapes = {**gate, "up.weight": inward, "down.weight": (widths.row, self.d_ff)}
+        biases = {name.replace("weight", "bias"): shape[:1] for name, shape in shapes.items()} if self.bias else {}
+        return {**shapes, **biases}
 
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
         # Input and output of the activation; with a gate also the other factor and the product.

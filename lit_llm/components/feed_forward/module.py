@@ -46,9 +46,9 @@ class FeedForward(LayerPart):
         super().__init__(config, widths, causal)
         d_model = widths.row
         self.name, self.activation = config.activation, ACTIVATIONS[config.activation]
-        self.gate = Linear(d_model, config.d_ff) if config.gated else None
-        self.up = Linear(d_model, config.d_ff)
-        self.down = Linear(config.d_ff, d_model)
+        self.gate = Linear(d_model, config.d_ff, config.bias) if config.gated else None
+        self.up = Linear(d_model, config.d_ff, config.bias)
+        self.down = Linear(config.d_ff, d_model, config.bias)
 
     def forward(self, x_BTD: Tensor, inputs: None = None) -> Tensor:
         if self.gate is None:
