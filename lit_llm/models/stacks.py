@@ -29,6 +29,7 @@ class Block(nn.Module):
     post      x ─┬─ f ─ drop ─(+)─ post_norm ─▶      sandwich  x ─┬─ norm ─ f ─ post_norm ─ drop ─(+)─▶
                  └─────────────┘                                  └─────────────────────────────────┘
     output    as sandwich, without the first
+    parallel  as pre, but each part reads the layer's input, not what the parts before it have added to it
     """
 
     def __init__(self, layer: Layer, model: ResolvedModel, side: str, first: bool) -> None:
@@ -86,8 +87,10 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """B x T x D -> B x T x D. inputs: the result of `prepare`."""
+        input_BTD = x_BTD
         for name in self.parts:
-            x_BTD = self._add_output(name, x_BTD, self.part(name)(self._normed_input(name, x_BTD), inputs[name]))
+            read_BTD = input_BTD if self.placement == "parallel" else x_BTD
+            x_BTD = self._add_output(name, x_BTD, self.part(name)(self._normed_input(name, read_BTD), inputs[name]))
         return x_BTD
 
 

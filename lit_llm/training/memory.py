@@ -167,9 +167,10 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
     inputs, insides, encoder_is_read = list[float](), list[float](), False
     for side, layer, example in examples(model, replace(shape, to_go_on=False)):
         widths, inside = model.widths(side), 0.0
-        for _, part in layer.parts:
-            # The norms around the part, the input of its matrices, and dropout's mask.
-            read = norms + precision.compute + precision.dropout_mask
+        for number, (_, part) in enumerate(layer.parts):
+            # The norms around the part, the input of its matrices, and dropout's mask. Parallel parts have one input.
+            shared_input = precision.residual if norm.placement == "parallel" and number else 0
+            read = norms - shared_input + precision.compute + precision.dropout_mask
             inside += example.row * widths.row * read + part.activation_bytes(example, widths, precision)
             encoder_is_read |= part.reads_encoder
         inputs.append(example.row * widths.row)

@@ -106,6 +106,21 @@ def test_the_output_scale_has_the_width_of_its_place(place, width):
     assert_close(over(module, x, memory), wanted[place]())
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_norms_of_an_attention_may_be_layer_norms(scaled):
+    """Judge: torch's function over a head's entries."""
+    keys = {"qkv_norm": ["q", "k"], "output_norm": "head", "qkv_norm_scale": scaled, "output_norm_scale": scaled}
+    module, (x, memory) = attention(**keys, norm_function="layer_norm", norm_eps=1e-3), x_and_memory()
+
+    def norm(y, scale):
+        return nn.functional.layer_norm(y, (K,), scale, eps=1e-3)
+
+    q, k, v = split(x @ module.q.weight.T), split(memory @ module.k.weight.T), split(memory @ module.v.weight.T)
+    q, k = (norm(y, module.qkv_scale[part] if scaled else None) for part, y in (("q", q), ("k", k)))
+    heads = norm(heads_output(q, k, v), module.output_scale)
+    assert_close(over(module, x, memory), joined(heads) @ module.out.weight.T)
+
+
 @pytest.mark.parametrize("norm", ["none", "head", "concat", "after_out"])
 @pytest.mark.parametrize(("gate", "width"), [("per_head", HEADS), ("per_element", HEADS * K)])
 def test_a_gate_of_the_query_tokens_multiplies_what_the_output_matrix_reads(gate, width, norm):

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.components.feed_forward.module import FeedForward
-from lit_llm.components.forward_context import ForwardContext
+from lit_llm.components.forward_context import ForwardContext, SourceInput
 from lit_llm.components.masks import AttentionMask
 from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.norm.module import FUNCTIONS, Norm
@@ -171,6 +171,16 @@ PLACES = {
     "sandwich": "norm f norm",
     "output": "f norm",
 }
+
+
+def test_parallel_parts_read_the_layers_input_and_are_added_together():
+    model = build("redllm", "norm.placement=parallel", "attention.rope=none")
+    block, x = model.decoder.layers[0], torch.randn(2, 5, 32, dtype=torch.float64)
+    source = SourceInput(AttentionMask(), 4, torch.randn(2, 4, 32, dtype=torch.float64))
+    inputs = block.prepare(ForwardContext(x, AttentionMask(causal=True), {"self": torch.arange(5)}, source), {})
+    added = [block.part(name)(block.norm_before(name)(x), inputs[name]) for name in block.parts]
+    assert len(added) == 3
+    assert_close(block(x, inputs), x + sum(added))
 
 
 @pytest.mark.parametrize("placement", PLACES)

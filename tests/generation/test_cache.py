@@ -55,6 +55,7 @@ SHARED = [
     ["attention.relative_bias=shared", "attention.window=5", "attention.scale=1.0", "attention.rope=none"],
     ["attention.rope_factor=4.0", "attention.softcap=5.0", "attention.kv_heads=2"],
     ["norm.placement=sandwich", "embedding.scaled=true", "output.softcap=3.0"],
+    ["norm.placement=parallel"],
     ["norm.placement=post", "embedding.norm=true"],
     ["norm.placement=output", "output.head=dense", "output.bias=true"],
     ["norm.skip_first=true", "norm.function=layer_norm", "feed_forward.activation=reglu"],

@@ -72,6 +72,7 @@ ODD = {
     "soft caps": ["attention.softcap=20.0", "output.softcap=10.0"],
     "sandwich, normed embedding": ["norm.placement=sandwich", "embedding.norm=true"],
     "post": ["norm.placement=post"],
+    "parallel": ["norm.placement=parallel"],
     "output": ["norm.placement=output", "embedding.scaled=true"],
     "no first norm": ["norm.skip_first=true"],
     "dense head, bias": ["output.head=dense", "output.bias=true"],

@@ -59,6 +59,40 @@ def test_with_scaled_norms_on_queries_and_keys_decllm_is_a_qwen3(tied):
         assert_close(model(tokens), peer(tokens).logits, rtol=0, atol=1e-4)
 
 
+@torch.no_grad()
+def test_with_parallel_parts_partial_rotation_and_biases_decllm_is_a_gpt_neox():
+    """Its norms and its output matrix of attention have biases too, which are zero here."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    keys = ["norm.placement=parallel", "norm.function=layer_norm", "norm.eps=1e-3", "attention.rope_fraction=0.25"]
+    keys += ["attention.qkv_bias=[q, k, v]", "feed_forward.bias=true", "feed_forward.activation=gelu"]
+    ours = with_random_scales(build("decllm", *keys, f"attention.rope_theta={THETA}", double=False))
+    rope = {"rope_type": "default", "rope_theta": THETA, "partial_rotary_factor": 0.25}
+    shape = {"hidden_size": D, "intermediate_size": D_FF, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    config = GPTNeoXConfig(**shape, vocab_size=VOCABULARY, rope_parameters=rope, layer_norm_eps=1e-3, hidden_act="gelu")
+    peer = GPTNeoXForCausalLM(config).eval()
+    for parameter in peer.parameters():
+        parameter.zero_()
+    peer.gpt_neox.embed_in.weight.copy_(ours.embedding.weight)
+    peer.get_output_embeddings().weight.copy_(ours.embedding.weight)
+    peer.gpt_neox.final_layer_norm.weight.copy_(ours.decoder.norm.scale)
+    for theirs, block in zip(peer.gpt_neox.layers, ours.decoder.layers, strict=True):
+        attention, network = block.self_attention, block.feed_forward
+        parts = [attention.q, attention.k, attention.v]
+        matrices = torch.cat([part.weight.unflatten(0, (HEADS, -1)) for part in parts], dim=1)
+        biases = torch.cat([part.bias.unflatten(0, (HEADS, -1)) for part in parts], dim=1)
+        theirs.attention.query_key_value.weight.copy_(matrices.flatten(0, 1))
+        theirs.attention.query_key_value.bias.copy_(biases.flatten())
+        theirs.attention.dense.weight.copy_(attention.out.weight)
+        for linear, mine in ((theirs.mlp.dense_h_to_4h, network.up), (theirs.mlp.dense_4h_to_h, network.down)):
+            linear.weight.copy_(mine.weight)
+            linear.bias.copy_(mine.bias)
+        theirs.input_layernorm.weight.copy_(block.self_attention_norm.scale)
+        theirs.post_attention_layernorm.weight.copy_(block.feed_forward_norm.scale)
+    tokens = ids(2, 24)
+    assert_close(ours(tokens), peer(tokens).logits, rtol=0, atol=1e-4)
+
+
 def test_with_biases_on_queries_keys_and_values_decllm_is_a_qwen2():
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

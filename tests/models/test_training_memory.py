@@ -59,6 +59,8 @@ CASES = {
     "wide heads": ("decllm", ["attention.qkv_norm=[q, k]", "attention.head_dim=64"]),
     "untied": ("redllm", [*ALL, "tie_embeddings=none"]),
     "sandwich": ("redllm", [*ALL, "norm.placement=sandwich"]),
+    "layer norms": ("redllm", [*ALL, "attention.output_norm=head", "attention.norm_function=layer_norm"]),
+    "parallel": ("redllm", [*ALL, "norm.placement=parallel"]),
     "post": ("redllm", ["norm.placement=post"]),
     "output": ("decllm", [*ALL, "norm.placement=output"]),
     "merged": ("redllm", [*ALL, "decoder.cross_attention_mode=merged"]),

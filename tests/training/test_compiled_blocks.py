@@ -91,6 +91,7 @@ CASES: dict[str, tuple[str, list[str], list[dict[str, Any]], int]] = {
     "shared bias": ("decllm", ["attention.relative_bias=shared", "attention.window=4"], text(), 1),
     "bias of each layer": ("decllm", ["attention.relative_bias=per_layer"], text(), 1),
     "post norm": ("decllm", ["norm.placement=post", "norm.function=layer_norm"], text(), 1),
+    "parallel": ("decllm", ["norm.placement=parallel", "feed_forward.bias=true"], text(), 1),
     "sandwich norm": ("decllm", ["norm.placement=sandwich", "attention.qkv_norm=[q, k, v]"], text(), 1),
     "first layer without norm": ("decllm", ["norm.skip_first=true"], text(), 2),
     "partial": ("decllm", ["decoder.partial_attention=palm"], text(source_length=lambda tokens: tokens // 3), 1),

@@ -36,6 +36,8 @@ class AttentionConfig(Section):
     """Norm on the output: none, per head before W_o, over all heads before W_o, or after W_o."""
     output_norm_scale: bool = False
     """Learn a scale for the output norm. The paper's norm has none."""
+    norm_function: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    """Function of the norms above, as `norm.function`. layer_norm on queries and keys: arXiv 2302.05442."""
     gate: Literal["none", "per_head", "per_element"] = "none"
     """Multiply the input of W_o by sigmoid(x W_g), where x makes the queries: one factor for each head, or one for each
     of its entries (Qiu et al., arXiv 2505.06708). It acts after an output norm of `head` or `concat`, which would

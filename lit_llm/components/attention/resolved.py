@@ -46,6 +46,7 @@ class ResolvedAttention(Part):
     window_right: int | None = Field(None, exclude_if=lambda value: value is None)
     scale: float | None = Field(None, exclude_if=lambda value: value is None)
     softcap: float | None = Field(None, exclude_if=lambda value: value is None)
+    norm_function: str = Field("rms_norm", exclude_if=lambda value: value == "rms_norm")
     qkv_bias: Items[str] = Field((), exclude_if=lambda value: not value)
     gate: str = Field("none", exclude_if=lambda value: value == "none")
     place: Place = Field("self", exclude_if=lambda value: value == "self")
@@ -159,7 +160,7 @@ class ResolvedAttention(Part):
     def shared(self) -> tuple[object, ...]:
         """Settings on which the shared keys and values depend; equal in all layers that share them."""
         norms = tuple(part for part in self.qkv_norm if part != "q")
-        normed = (norms, self.qkv_norm_scale, self.norm_eps) if norms else ()
+        normed = (norms, self.qkv_norm_scale, self.norm_function, self.norm_eps) if norms else ()
         biases = tuple(part for part in self.qkv_bias if part != "q")
         return (self.kv_heads, self.head_dim, biases, self.rope, *self.frequencies, *normed)
 
@@ -359,6 +360,7 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         output_norm=output_norm,
         output_norm_scale=config.output_norm_scale and config.output_norm != "none",
         norm_eps=config.norm_eps if qkv_norm or config.output_norm != "none" else 0.0,
+        norm_function=config.norm_function if qkv_norm or config.output_norm != "none" else "rms_norm",
         rope=rope,
         rope_theta=config.rope_theta if rope != "none" else 0.0,
         rope_factor=config.rope_factor if rope != "none" else 1.0,
