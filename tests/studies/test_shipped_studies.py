@@ -125,8 +125,8 @@ def test_every_study_has_a_sibling_of_the_papers_size() -> None:
     small = {name for name in studies if not name.endswith("-paper")}
     assert small == {
         "adaptation", "attribution", "biattn", "biattn_prefix", "cross_positions", "encoder_objectives",
-        "extrapolation", "finetune_reversal", "gated_attention", "kv_sharing", "layer_split", "modifications", "objectives", "pareto",
-        "scaling", "stability", "tying",
+        "extrapolation", "finetune_reversal", "gated_attention", "kv_sharing", "layer_split", "modifications",
+        "objectives", "pareto", "scaling", "stability", "tying",
     }  # fmt: skip
     assert studies - small == {f"{name}-paper" for name in small}
 
