@@ -108,6 +108,17 @@ def test_rotations_are_products_with_complex_numbers(
     assert called == ["rotate"]
 
 
+def test_a_rotation_of_fewer_pairs_leaves_the_other_entries(called: list[str]) -> None:
+    x = torch.randn(3, 5, 2, 12, requires_grad=True)
+    exact = doubled(x)
+    cos, sin = rotation_at(torch.arange(5), Frequencies(100.0, 8), torch.float64)
+    first, second, rest = exact[0].split([4, 4, 4], dim=-1)
+    with liger_kernels(True):
+        found = rotate(x, (cos.float(), sin.float()))
+        check(found, torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1), [x], exact)
+    assert called == ["rotate"]
+
+
 @pytest.mark.parametrize("activation", ["swiglu", "geglu_tanh", "geglu", "reglu"])
 def test_gated_networks(activation: str, called: list[str]) -> None:
     functions = {
