@@ -117,7 +117,8 @@ def test_gated_by_its_entries_and_rotated_in_part_an_attention_is_qwen3_nexts(fr
     ours = with_random_scales(model).decoder.layers[0].self_attention
     shape = peer_shape(2, 1e-3, True, 16)
     rope = {"rope_type": "default", "rope_theta": THETA, "partial_rotary_factor": fraction}
-    config = Qwen3NextConfig(**{**shape, "rope_parameters": rope}, attn_implementation="eager")
+    config = Qwen3NextConfig(**{**shape, "rope_parameters": rope})
+    config._attn_implementation = "eager"
     peer = Qwen3NextAttention(config, 0).eval()
     by_head = [part.weight.unflatten(0, (HEADS, 16)) for part in (ours.q, ours.gate)]
     peer.q_proj.weight.copy_(torch.cat(by_head, dim=1).flatten(0, 1))
