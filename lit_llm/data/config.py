@@ -329,17 +329,16 @@ class DataConfig(Section):
         needed = 2 + max(each.task.symbols for each in tasks.values())
         if not symbols or self.tokenizer.vocabulary < needed:
             message = (
-                f"a synthetic task has symbols, not text: write `tokenizer: {{kind: symbols, vocabulary: {needed}}}`"
+                f"write `tokenizer: {{kind: symbols, vocabulary: {needed}}}`, or more: the symbols of the task and 2"
             )
-            yield "tokenizer", message + (", or more" if symbols else "")
+            yield "tokenizer", message + ("" if symbols else "; a synthetic task has no text")
         lengths = {each.task.length: name for name, each in tasks.items()}
         if len(lengths) > 1:
             message = "one window holds one example, and these have several lengths: "
             yield "corpus.sources", message + ", ".join(f"{name} {length}" for length, name in lengths.items())
         elif self.sequence_length not in lengths:
-            message = (
-                f"an example of this task has {[*lengths][0]} tokens, its end of the document included; write that"
-            )
+            tokens = next(iter(lengths))
+            message = f"write {tokens}: the tokens of an example of this task, its end of the document included"
             yield "sequence_length", message
 
 

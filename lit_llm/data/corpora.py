@@ -137,7 +137,9 @@ class Documents:
 
 
 def open_corpus(config: SingleCorpus | Synthetic) -> Documents:
-    """Find the documents, or make the examples of a synthetic task. Raises InputError for files that are missing, cannot be read, or hold nothing.
+    """Find the documents, or make the examples of a synthetic task.
+
+    Raises InputError for files that are missing, cannot be read, or hold nothing.
 
     Only the beginnings of files of records are read: compression, schema, first record. Errors further on are raised
     when their part is read.

@@ -84,10 +84,8 @@ class PretrainConfig(Section):
         """(key, message) of an objective that does not fit the synthetic tasks, or the text."""
         tasks, answers = self.data.tasks, isinstance(self.objective, Answers)
         if answers and not tasks:
-            yield (
-                "objective",
-                "answers are those of a synthetic task, and this corpus is text; use causal_lm or prefix_lm",
-            )
+            message = "answers are those of a synthetic task, and this corpus is text; use causal_lm or prefix_lm"
+            yield "objective", message
         for name, corpus in tasks.items():
             if self.objective != (wanted := corpus.task.objective):
                 keys = ", ".join(f"{key}: {value}" for key, value in wanted.model_dump(mode="json").items())
@@ -386,10 +384,8 @@ class Experiment(Pretrained):
         if self.finetune is not None:
             yield "finetune", "a model that was trained on symbols reads no instructions; leave it out"
         if self.evaluate is not None:
-            message = (
-                "all evaluations read text, and this model reads symbols; compare test/answer_accuracy, of a mixture"
-            )
-            yield "evaluate", f"{message} also by difficulty"
+            message = "all evaluations read text, and this model reads symbols; compare test/answer_accuracy, which a "
+            yield "evaluate", f"{message}mixture of tasks also has by source"
 
     @property
     def trained(self) -> tuple[Trained, ...]:
