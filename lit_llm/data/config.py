@@ -293,7 +293,13 @@ class DataConfig(Section):
     tables are measured on the validation documents."""
     near_duplicates: Literal["drop", "keep"] = "drop"
     """drop: leave out training documents that share 80% of their runs of five words with a held-out document, and test
-    documents that do so with a validation document; the data's meta.json counts them. keep: leave out none."""
+    documents that do so with a validation document; the data's meta.json counts them. keep: leave out none. Examples of
+    synthetic tasks are never left out: equal ones are in one split, and others have other answers."""
+
+    @property
+    def drops_near_duplicates(self) -> bool:
+        """Whether near-duplicates are left out."""
+        return self.near_duplicates == "drop" and not self.tasks
 
     @property
     def has_test(self) -> bool:
