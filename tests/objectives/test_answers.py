@@ -108,13 +108,13 @@ def test_every_family_predicts_the_same_answers_from_the_same_tokens(folder: Pat
 def test_loss_and_accuracy_are_those_of_the_answers(folder: Path, preset: str, overrides: list[str]) -> None:
     """By the plain logits of single examples: values stand at the even places after the source's 12 tokens."""
     torch.set_num_threads(1)
-    experiment = experiment_of(preset, *overrides, "pretrain.validation.sequences=20")
+    experiment = experiment_of(preset, *overrides, "pretrain.validation.sequences=60")
     data, pretrain = data_of(experiment, folder), experiment.pretrain
     model = build_model(experiment.model, 3).eval()
     family = experiment.model.family
     validation = Validation(pretrain.validation, data, pretrain.objective, family, pretrain.masks)
     found = validation(model)
-    windows = torch.from_numpy(_windows(data))[np.arange(20) * _count(data) // 20]
+    windows = torch.from_numpy(_windows(data))[np.arange(60) * _count(data) // 60]
     nats, right = [], []
     for window in windows:
         source, target = window[None, :12], window[None, 12:16]
@@ -130,7 +130,7 @@ def test_loss_and_accuracy_are_those_of_the_answers(folder: Path, preset: str, o
     assert found["val/target_nll"] == pytest.approx(np.mean(nats), rel=1e-5)
     assert found["val/objective_loss"] == found["val/target_nll"]
     assert found["val/answer_accuracy"] == pytest.approx(np.mean(right))
-    assert 0 < np.mean(right) < 1
+    assert 0 < np.mean(right) < 1  # some of each, so that both would show
     assert "val/bits_per_byte" not in found
 
 
@@ -206,7 +206,7 @@ def test_answers_and_their_accuracy_are_refused_for_text(tmp_path: Path) -> None
     )
     (finding,) = [each for each in audit(load_study(file), built=False) if each.kind == "refused"]
     assert finding.key == "compare.metric"
-    assert "use test/target_nll" in finding.reason
+    assert "use test/target_nll" in finding.message
 
 
 @pytest.mark.slow
