@@ -75,8 +75,8 @@ class Recall(Task):
     pairs: int = Field(8, gt=0)
     """Different pairs in a source, each of which is there at least once. Keys and values are drawn anew for each
     example."""
-    questions: int = Field(8, gt=0)
-    """Keys that are asked for, each at most once."""
+    questions: int = Field(4, gt=0)
+    """Keys that are asked for, each at most once. With as many as pairs, the last answer is left by elimination."""
     source_length: int = Field(32, gt=0)
     """Tokens of the source."""
     noise: Literal["rest"] | Annotated[float, Field(ge=0, lt=1)] = "rest"

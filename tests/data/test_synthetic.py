@@ -130,7 +130,7 @@ def test_following_the_edges_of_the_source_leads_to_the_answer(hops: int) -> Non
     ("settings", "message"),
     [
         ({"kind": "recall", "pairs": 17}, "16 symbols make 16"),
-        ({"kind": "recall", "pairs": 4}, "8 are more than the 4 pairs"),
+        ({"kind": "recall", "pairs": 3}, "4 are more than the 3 pairs"),
         ({"kind": "recall", "source_length": 15}, "need 16, and there is room for 14"),
         ({"kind": "recall", "noise": 0.6}, "need 16, and there is room for 12 in a source of 32 with noise 0.6"),
         ({"kind": "recall", "pairs": 8, "key_length": 3, "keys": 3}, "need as many keys, and 3 symbols make 6"),
@@ -152,7 +152,7 @@ def config(**more: object) -> DataConfig:
     settings = {
         "corpus": {"kind": "synthetic", "task": {"kind": "recall"}, "examples": 2000},
         "tokenizer": {"kind": "symbols", "vocabulary": 40},
-        "sequence_length": 49,
+        "sequence_length": 41,
         "batch_size": 4,
     }
     return validate(DataConfig, tree(settings | more))
@@ -166,7 +166,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def windows_of(data: Prepared, split: str) -> np.ndarray:
     (source,) = data.sources
     shards = data.open(source, split)
-    return shards.read(np.arange(0, len(shards), 49), 49)
+    return shards.read(np.arange(0, len(shards), 41), 41)
 
 
 def test_windows_are_the_examples_each_in_one_split(data: Prepared) -> None:
@@ -218,14 +218,14 @@ TWO = {
 def test_tasks_of_one_length_mix() -> None:
     assert [*config(corpus=TWO).tasks] == ["few", "many"]
     longer = {"corpus": {"kind": "synthetic", "task": {"kind": "recall", "source_length": 34}}}
-    with pytest.raises(InputError, match="several lengths: few 49, many 51"):
+    with pytest.raises(InputError, match="several lengths: few 41, many 43"):
         config(corpus={"kind": "mixture", "sources": {"few": TWO["sources"]["few"], "many": longer}})  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
     ("settings", "key", "message"),
     [
-        ({"sequence_length": 50}, "sequence_length", "write 49"),
+        ({"sequence_length": 50}, "sequence_length", "write 41"),
         ({"tokenizer": "bytes"}, "tokenizer", "write `tokenizer: {kind: symbols, vocabulary: 35}`"),
         ({"tokenizer": {"kind": "symbols", "vocabulary": 34}}, "tokenizer", "vocabulary: 35}`, or more"),
         ({"corpus": "python-stdlib"}, "tokenizer", "this corpus is text"),
