@@ -219,7 +219,7 @@ def test_tasks_of_one_length_mix() -> None:
     assert [*config(corpus=TWO).tasks] == ["few", "many"]
     longer = {"corpus": {"kind": "synthetic", "task": {"kind": "recall", "source_length": 34}}}
     with pytest.raises(InputError, match="several lengths: few 41, many 43"):
-        config(corpus={"kind": "mixture", "sources": {"few": TWO["sources"]["few"], "many": longer}})  # type: ignore[index]
+        config(corpus={"kind": "mixture", "sources": {"few": TWO["sources"]["few"], "many": longer}})
 
 
 @pytest.mark.parametrize(

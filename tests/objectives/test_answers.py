@@ -207,3 +207,23 @@ def test_answers_and_their_accuracy_are_refused_for_text(tmp_path: Path) -> None
     (finding,) = [each for each in audit(load_study(file), built=False) if each.kind == "refused"]
     assert finding.key == "compare.metric"
     assert "use test/target_nll" in finding.message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])
+def test_a_small_model_learns_the_answers(tmp_path: Path, preset: str) -> None:
+    """Eight facts: a guess is right in an eighth of the cases, and never in more than a fifth of them by elimination."""
+    task = ("{kind: memorisation, facts: 8, questions: 4}", "{kind: answers, split: 1}", 10)
+    experiment = experiment_of(
+        preset, "pretrain.training.max_steps=200", "pretrain.training.optimizer.lr=0.01", "pretrain.validation.times=1",
+        "model.vocabulary=20", "pretrain.data.tokenizer={kind: symbols, vocabulary: 19}", task=task,
+    )  # fmt: skip
+    store = Store(tmp_path)
+    prepare(experiment.pretrain.data, store.data)
+    stage = save_stage_config(store.open(), stage_graph(experiment)[0], experiment)
+    assert run_one(tmp_path, stage.fingerprint) == "done"
+    result = stage.result()
+    assert result is not None
+    assert result["initial"]["val/answer_accuracy"] < 0.4
+    assert result["metrics"]["test/answer_accuracy"] > 0.9
+    assert result["loss_tokens"] == cost_of(experiment).loss_tokens
