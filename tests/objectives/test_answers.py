@@ -212,7 +212,7 @@ def test_answers_and_their_accuracy_are_refused_for_text(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])
 def test_a_small_model_learns_the_answers(tmp_path: Path, preset: str) -> None:
-    """Eight facts: a guess is right in an eighth of the cases, and never in more than a fifth of them by elimination."""
+    """Eight facts: a guess is right in an eighth of the cases, and after three others by elimination in a fifth."""
     task = ("{kind: memorisation, facts: 8, questions: 4}", "{kind: answers, split: 1}", 10)
     experiment = experiment_of(
         preset, "pretrain.training.max_steps=200", "pretrain.training.optimizer.lr=0.01", "pretrain.validation.times=1",
