@@ -93,9 +93,9 @@ def test_every_family_predicts_the_same_answers_from_the_same_tokens(folder: Pat
                 )
             else:
                 before = batch.inputs["tokens_BT"][row, 1 : place + 1].tolist()
-                assert batch.inputs["source_length"] == pretrain.objective.split + 1  # type: ignore[union-attr]
+                assert batch.inputs["source_length"] == pretrain.objective.split + 1
                 open_to = batch.inputs.get("prefix_length", 0)
-                assert open_to == (pretrain.objective.split + 1 if overrides else 0)  # type: ignore[union-attr]
+                assert open_to == (pretrain.objective.split + 1 if overrides else 0)
             found.append((row, before, int(batch.targets[row, place])))
         asked.append(found)
         key = "target_BT" if family == "encoder_decoder" else "tokens_BT"
