@@ -33,7 +33,9 @@ MASKED_NLL = Metric("masked_nll", "lower", "nats per token", "encoder_only")
 PERPLEXITY = Metric("perplexity", "lower", "e^(nats per token)", "causal")
 BITS_PER_BYTE = Metric("bits_per_byte", "lower", "bits per byte", "causal", across_tokenizers=True)
 OBJECTIVE_LOSS = Metric("objective_loss", "lower", "nats per token", across_objectives=False)
-OF_SPLITS = (TARGET_NLL, MASKED_NLL, PERPLEXITY, BITS_PER_BYTE, OBJECTIVE_LOSS)
+ANSWER_ACCURACY = Metric("answer_accuracy", "higher", "share of answer tokens", "causal")
+"""Share of a synthetic task's answer tokens that are the most probable ones; only models of such tasks have it."""
+OF_SPLITS = (TARGET_NLL, MASKED_NLL, PERPLEXITY, BITS_PER_BYTE, ANSWER_ACCURACY, OBJECTIVE_LOSS)
 """Metrics of each split."""
 
 NLL = Metric("nll", "lower", "nats per token", "causal")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import Items, OneOf, Section, config_error
 from lit_llm.data import tokenizer_file
+from lit_llm.data.synthetic import Synthetic
 
 CYCLE = 1000
 """Number of windows in which a mixture gives each source exactly its share."""
@@ -131,6 +133,15 @@ class ByteTokenizer(Section):
         return 258
 
 
+class SymbolTokenizer(Section):
+    """One token per symbol of a synthetic task, after the two special ones."""
+
+    kind: Literal["symbols"] = "symbols"
+    """Symbols."""
+    vocabulary: int = Field(64, gt=2)
+    """Number of tokens, the 2 special ones included. May be more than a task has, so that tasks can share it."""
+
+
 class BytePairTokenizer(Section):
     """Byte-level BPE, trained on the training documents; equal corpora give equal tokenizers."""
 
@@ -196,8 +207,8 @@ SourceName = Annotated[str, AfterValidator(_source_name)]
 class Source(Section):
     """One text of a mixture."""
 
-    corpus: SingleCorpus
-    """Origin of its documents; not a mixture."""
+    corpus: Annotated[_Single | Synthetic, OneOf(default=PythonStdlib)]
+    """Origin of its documents; not a mixture. Synthetic tasks mix with each other only."""
     weight: float = Field(1.0, gt=0)
     """Share of the windows, relative to the other weights. Resolved to windows in a thousand."""
 
@@ -241,8 +252,10 @@ def largest_remainders(quotas: dict[str, Fraction]) -> dict[str, int]:
     return counts
 
 
-Corpus = Annotated[_Single | Mixture, OneOf(default=PythonStdlib)]
-Tokenizer = Annotated[ByteTokenizer | BytePairTokenizer | FileTokenizer, OneOf(default=BytePairTokenizer)]
+Corpus = Annotated[_Single | Mixture | Synthetic, OneOf(default=PythonStdlib)]
+Tokenizer = Annotated[
+    ByteTokenizer | BytePairTokenizer | FileTokenizer | SymbolTokenizer, OneOf(default=BytePairTokenizer)
+]
 
 
 def identity_of(tokenizer: Tokenizer) -> dict[str, object]:
@@ -255,7 +268,8 @@ def identity_of(tokenizer: Tokenizer) -> dict[str, object]:
 def never_equal(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two tokenizers differ for any training text. A trained one is compared by its size only."""
     if isinstance(one, BytePairTokenizer) or isinstance(other, BytePairTokenizer):
-        return ByteTokenizer in (type(one), type(other)) or one.vocabulary != other.vocabulary
+        built_in = {ByteTokenizer, SymbolTokenizer} & {type(one), type(other)}
+        return bool(built_in) or one.vocabulary != other.vocabulary
     return identity_of(one) != identity_of(other)
 
 
@@ -279,17 +293,59 @@ class DataConfig(Section):
     tables are measured on the validation documents."""
     near_duplicates: Literal["drop", "keep"] = "drop"
     """drop: leave out training documents that share 80% of their runs of five words with a held-out document, and test
-    documents that do so with a validation document; the data's meta.json counts them. keep: leave out none."""
+    documents that do so with a validation document; the data's meta.json counts them. keep: leave out none. Examples of
+    synthetic tasks are never left out: equal ones are in one split, and others have other answers."""
+
+    @property
+    def drops_near_duplicates(self) -> bool:
+        """Whether near-duplicates are left out."""
+        return self.near_duplicates == "drop" and not self.tasks
 
     @property
     def has_test(self) -> bool:
         """Whether there is a test split."""
         return self.test_fraction > 0
 
+    @property
+    def tasks(self) -> dict[str, Synthetic]:
+        """{source: its synthetic task}; empty for text. The name of a single source is ''."""
+        sources = (
+            {name: source.corpus for name, source in self.corpus.sources.items()}
+            if isinstance(self.corpus, Mixture)
+            else {"": self.corpus}
+        )
+        return {name: corpus for name, corpus in sources.items() if isinstance(corpus, Synthetic)}
+
     @model_validator(mode="after")
     def _leaves_training_text(self) -> DataConfig:
         _check_fractions(self.validation_fraction, self.test_fraction)
+        if findings := [*self._task_problems()]:
+            raise config_error(*findings)
         return self
+
+    def _task_problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of settings that do not fit synthetic tasks."""
+        tasks, symbols = self.tasks, isinstance(self.tokenizer, SymbolTokenizer)
+        if not tasks:
+            if symbols:
+                yield "tokenizer", "symbols are those of a synthetic task, and this corpus is text; use bytes or bpe"
+            return
+        if isinstance(self.corpus, Mixture) and len(tasks) < len(self.corpus.sources):
+            yield "corpus.sources", "a text and a synthetic task share no symbols; mix tasks with tasks"
+        needed = 2 + max(each.task.symbols for each in tasks.values())
+        if not symbols or self.tokenizer.vocabulary < needed:
+            message = (
+                f"write `tokenizer: {{kind: symbols, vocabulary: {needed}}}`, or more: the symbols of the task and 2"
+            )
+            yield "tokenizer", message + ("" if symbols else "; a synthetic task has no text")
+        lengths = {each.task.length: name for name, each in tasks.items()}
+        if len(lengths) > 1:
+            message = "one window holds one example, and these have several lengths: "
+            yield "corpus.sources", message + ", ".join(f"{name} {length}" for length, name in lengths.items())
+        elif self.sequence_length not in lengths:
+            tokens = next(iter(lengths))
+            message = f"write {tokens}: the tokens of an example of this task, its end of the document included"
+            yield "sequence_length", message
 
 
 def _check_fractions(validation: float, test: float) -> None:

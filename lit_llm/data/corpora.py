@@ -1,4 +1,4 @@
-"""Corpora of documents: a list of files, a way to cut them into parts, and a digest of both."""
+"""Corpora of documents: a list of files or none, a way to cut them into parts, and a digest of both."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from lit_llm.data.config import (
     TextFiles,
 )
 from lit_llm.data.record_files import FORMATS, PART, UNDECODABLE, Fields, RecordsPart
+from lit_llm.data.synthetic import Synthetic, identity_of_examples, parts_of
 
 FORMAT = 4
 """Version of tokenisation and of the selection of held-out documents; raise it when either changes."""
@@ -135,12 +136,16 @@ class Documents:
         return sum(path.stat().st_size for _, path in self.files)
 
 
-def open_corpus(config: SingleCorpus) -> Documents:
-    """Find the documents. Raises InputError for files that are missing, cannot be read, or hold nothing.
+def open_corpus(config: SingleCorpus | Synthetic) -> Documents:
+    """Find the documents, or make the examples of a synthetic task.
+
+    Raises InputError for files that are missing, cannot be read, or hold nothing.
 
     Only the beginnings of files of records are read: compression, schema, first record. Errors further on are raised
     when their part is read.
     """
+    if isinstance(config, Synthetic):
+        return Documents([], lambda: [*parts_of(config)], identity_of_examples(config))
     if isinstance(config, TextFiles):
         return _text_documents(config)
     if isinstance(config, JsonLines):

@@ -152,7 +152,7 @@ def prepare(
     prepared_once(tokenizer_folder(root, identity.tokenizer), _tokenizer_writer(config, documents, identity, progress))
     verify(tokenizer_folder(root, identity.tokenizer))
     signatures = None
-    if config.near_duplicates == "drop" and any(not is_complete(root / source.digest) for source in identity.sources):
+    if config.drops_near_duplicates and any(not is_complete(root / source.digest) for source in identity.sources):
         signatures = _signatures_folder(config, documents, root)
         prepared_once(signatures, _signature_writer(config, documents, identity, progress))
         verify(signatures)

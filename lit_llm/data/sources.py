@@ -85,7 +85,7 @@ def identify(config: DataConfig, documents: Mapping[str, Documents] | None = Non
     documents = documents or open_sources(config.corpus)
     tokenizer = _tokenizer(config, documents)
     # A document of one source may be a near-duplicate of a document that another source holds out.
-    digests = [text.digest for text in documents.values()] if config.near_duplicates == "drop" else []
+    digests = [text.digest for text in documents.values()] if config.drops_near_duplicates else []
     near = (
         identify_signatures(digests, config.validation_fraction, config.test_fraction) if digests else fingerprint([])
     )

@@ -74,6 +74,37 @@ class Bytes:
         return 0
 
 
+class Symbols:
+    """Symbols of synthetic tasks: numbers with a space between, shifted past the special ids."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Raises InputError for a text that is no list of symbols."""
+        return [self._ids(text) for text in texts]
+
+    def _ids(self, text: str) -> np.ndarray:
+        count = self.vocabulary - len(SPECIAL)
+        try:
+            ids = np.array([int(word) for word in text.split()], dtype=np.int64)
+        except ValueError:
+            ids = np.array([-1])
+        if len(ids) and not 0 <= ids.min() <= ids.max() < count:
+            message = f"{text[:40]!r} is no list of symbols: numbers from 0 to {count - 1} with a space between"
+            raise InputError(Problem(message))
+        return ids + len(SPECIAL)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(str(i - len(SPECIAL)) for i in ids if len(SPECIAL) <= i < self.vocabulary)
+
+    def byte_lengths(self) -> None:
+        return None  # bits per byte of a synthetic task mean nothing
+
+    def lost_bytes(self, text: str, ids: np.ndarray) -> int:
+        return 0
+
+
 class FromFile:
     """A `tokenizer.json` of the `tokenizers` library, with ids exchanged so that the special tokens come first.
 
@@ -424,11 +455,11 @@ def write_tokenizer(choice: config.Tokenizer, documents: Iterable[str], folder: 
 
 
 def layout_of(choice: config.Tokenizer, folder: Path) -> tokenizer_file.Layout | None:
-    """Layout of any tokenizer, the digest of its file and its special ids; None for bytes.
+    """Layout of any tokenizer, the digest of its file and its special ids; None for bytes and symbols.
 
     folder: that of the tokenised data's tokenizer, which has the file of a trained one.
     """
-    if isinstance(choice, config.ByteTokenizer):
+    if isinstance(choice, config.ByteTokenizer | config.SymbolTokenizer):
         return None
     if isinstance(choice, config.BytePairTokenizer):
         return tokenizer_file.read(folder / FILE, *SPECIAL)
@@ -439,6 +470,8 @@ def open_tokenizer(choice: config.Tokenizer, folder: Path) -> Tokenizer:
     """The tokenizer that was used for the tokenised data in `folder`."""
     if isinstance(choice, config.ByteTokenizer):
         return Bytes()
+    if isinstance(choice, config.SymbolTokenizer):
+        return Symbols(choice.vocabulary)
     if isinstance(choice, config.BytePairTokenizer):
         return FromFile(folder / FILE, *SPECIAL)
     tokenizer = FromFile(folder / FILE, choice.end_of_document, choice.begin)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from lit_llm.config.metrics import MASKED_NLL, TARGET_NLL, on_validation
 from lit_llm.config.section import Items, Section, config_error
 from lit_llm.data.config import FilePath, SingleCorpus, SourceName
-from lit_llm.objectives.config import MaskedLM, Objective, PrefixLM, continues
+from lit_llm.objectives.config import Answers, MaskedLM, Objective, PrefixLM, continues
 
 BUCKETS = 16
 """Number of equal parts of a training window; the losses of a part's positions are summed."""
@@ -39,8 +39,13 @@ class ValidationConfig(Section):
         """Number of tokens given before the targets in a window of this length."""
         return self.prefix_length or sequence_length // 2
 
-    def primary(self, sequence_length: int, family: str) -> tuple[str, Objective]:
-        """Primary metric of a model family, and the objective whose loss it is."""
+    def primary(self, sequence_length: int, family: str, objective: Objective) -> tuple[str, Objective]:
+        """Primary metric of a model family, and the objective whose loss it is.
+
+        objective: that of the training; a synthetic task is measured on its answers.
+        """
+        if isinstance(objective, Answers):
+            return primary_metric(family), objective
         prefix, masked = PrefixLM(split=self.prefix(sequence_length)), MaskedLM(rate=MASKED, replacement="mask")
         return primary_metric(family), prefix if continues(family) else masked
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_llm.components.loss.module import target_nats
-from lit_llm.config.metrics import BITS_PER_BYTE, OBJECTIVE_LOSS, PERPLEXITY, SPLITS
+from lit_llm.components.loss.module import target_hits, target_nats
+from lit_llm.config.metrics import ANSWER_ACCURACY, BITS_PER_BYTE, OBJECTIVE_LOSS, PERPLEXITY, SPLITS
 from lit_llm.data.batches import Windows, cut, spread
 from lit_llm.data.prepare import Prepared
 from lit_llm.evaluation.config import ValidationConfig
@@ -22,7 +22,7 @@ from lit_llm.evaluation.unit_losses import UnitLosses
 from lit_llm.evaluation.window_documents import documents_of
 from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.collate import Batch, Family
-from lit_llm.objectives.config import MasksConfig, Objective, continues
+from lit_llm.objectives.config import Answers, MasksConfig, Objective, continues
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Validation:
     val/target_nll   nats per token on the window's second part given its first, for every training objective;
                      val/perplexity and val/bits_per_byte are the same in other units
     val/objective_loss   nats per target of the training objective; compares within one objective only
+    val/answer_accuracy  share of a synthetic task's answer tokens that are the most probable ones, given the question
+                         and the right answers before; val/target_nll is of the same tokens
 
     The names begin with `test/` where the windows are of the test split.
 
@@ -68,7 +70,7 @@ class Validation:
     each window, all of them replaced by [MASK], whatever share was hidden in training.
 
     The metrics of a mixture weight the windows of its sources by their shares. Each source also has
-    val/target_nll/<source> and val/bits_per_byte/<source>.
+    val/target_nll/<source>, and val/bits_per_byte/<source> or val/answer_accuracy/<source>.
 
     An evaluation during training reads `sequences` windows. The evaluation after the last step (`final`) reads up to
     `final_sequences`, so the last point of a training curve may be offset from the others by the additional text. The
@@ -86,7 +88,7 @@ class Validation:
         final: bool = False,
     ) -> None:
         length = data.config.sequence_length
-        name, primary = config.primary(length, family)
+        name, primary = config.primary(length, family, objective)
         self.split, self.begin, self.kind = (
             split,
             SPLITS[split],
@@ -94,7 +96,7 @@ class Validation:
         )
         self.metric = f"{self.begin}{self.kind}"
         self.same = objective.resolved(length) == primary
-        self.continues = continues(family)
+        self.continues, self.answers = continues(family), isinstance(primary, Answers)
         vocabulary, size = data.config.tokenizer.vocabulary, data.config.batch_size
         opening = objective.opening(length, vocabulary)
         byte_lengths = data.byte_lengths()
@@ -125,7 +127,8 @@ class Validation:
             read = of_source.read(numbers)
             few = of_source.read(spread(config.sequences, of_source.count)) if final else read
             targets = batches(read, primary, opening)
-            counted = np.broadcast_to(np.arange(length) >= config.prefix(length), read.shape)
+            given = np.arange(length) >= config.prefix(length)
+            counted = np.broadcast_to(primary.counted(length) if isinstance(primary, Answers) else given, read.shape)
             if not self.continues:  # the hidden tokens count, each in its place
                 counted = np.concatenate([batch.weights.bool().numpy() for batch in targets])
             documents, place = np.unique(
@@ -154,6 +157,7 @@ class Validation:
     def measured(self, model: LanguageModel, progress: Progress = lambda *_: None) -> Measured:
         """Metrics and loss of each document; the model should be in evaluation mode. progress: counts windows."""
         by_source: dict[str, float] = {}
+        hits: list[tuple[float, float]] = []
         losses = []
         sums = np.zeros(5)
         done, total = 0, sum(len(batch) for source in self.sources for batch in self._batches(source))
@@ -172,8 +176,18 @@ class Validation:
                 by_source[f"{self.metric}/{source.name}"] = nats / tokens
                 if target_bytes and self.continues:
                     by_source[f"{self.begin}{BITS_PER_BYTE.name}/{source.name}"] = nats / math.log(2) / target_bytes
+            if self.answers:
+                count = len(source.documents)
+                right = math.fsum(nats_by_place(model, source.target_batches, source.places, count, value=hits_of))
+                hits.append((source.weight * right, source.weight * tokens))
+                if source.name:
+                    by_source[f"{self.begin}{ANSWER_ACCURACY.name}/{source.name}"] = right / tokens
             losses.append(self._losses(source, by_document))
-        return Measured(self._metrics(*sums.tolist()) | by_source, losses)
+        metrics = self._metrics(*sums.tolist()) | by_source
+        if hits:
+            right, answers = map(sum, zip(*hits, strict=True))
+            metrics[f"{self.begin}{ANSWER_ACCURACY.name}"] = right / answers
+        return Measured(metrics, losses)
 
     def _batches(self, source: _SourceWindows) -> list[Batch]:
         return source.target_batches if self.same else source.target_batches + source.objective_batches
@@ -212,6 +226,11 @@ def nats_of(model: LanguageModel, batch: Batch) -> Tensor:
     return target_nats(model.hidden(**batch.inputs), model.unembedding, (batch.targets, batch.places))
 
 
+def hits_of(model: LanguageModel, batch: Batch) -> Tensor:
+    """1 for every counted target that the model finds most probable, like `nats_of`."""
+    return target_hits(model.hidden(**batch.inputs), model.unembedding, (batch.targets, batch.places))
+
+
 class SumByPlace(Metric):
     """Float64 sums of values by index (`place`), reduced over devices.
 
@@ -238,16 +257,18 @@ def nats_by_place(
     places: Sequence[Tensor],
     count: int,
     progress: Progress = lambda *_: None,
+    value: Callable[[LanguageModel, Batch], Tensor] = nats_of,
 ) -> list[float]:
     """Sums of nats of the counted targets by index, reduced over devices.
 
-    places: for each batch the index, below `count`, of each counted target. progress: counts rows.
+    places: for each batch the index, below `count`, of each counted target. progress: counts rows. value: what is
+    summed in place of nats, one number for each counted target.
     """
     device, sums = next(model.parameters()).device, SumByPlace(count)
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     done, total = 0, sum(map(len, batches))
     for batch, place in zip(batches[rank::ranks], places[rank::ranks], strict=True):
-        sums.update(place, nats_of(model, batch.to(device)))
+        sums.update(place, value(model, batch.to(device)))
         done += len(batch)
         progress(min(total, ranks * done), total)
     totals: list[float] = sums.to(device).compute().reshape(count).tolist()  # a single sum comes as a scalar

@@ -114,25 +114,26 @@ OF_DECODING = ("decode_flops_per_token", "kv_cache_bytes")
 
 def shape_of(experiment: Experiment, lengths: Lengths) -> cost.Shape:
     """Tokens that one pretraining example puts through the model."""
-    return shape_under(experiment, lengths.source, lengths.target, experiment.pretrain.masks)
+    return shape_under(experiment, lengths, experiment.pretrain.masks)
 
 
-def shape_under(experiment: Experiment, source: float, targets: float, masks: MasksConfig) -> cost.Shape:
+def shape_under(experiment: Experiment, lengths: Lengths, masks: MasksConfig) -> cost.Shape:
     """Tokens that a source and its targets put through the model under these masks."""
     family: str = experiment.model.family
+    source, targets, given = lengths
     if family == "encoder_decoder":
-        return cost.Shape(source=max(source, 1), target=targets, outputs=targets)
+        return cost.Shape(source=max(source, 1), target=targets + given, outputs=targets)
     if family == "encoder_only":
         return cost.Shape(source=source, target=0, outputs=targets)  # targets are positions of the source
     # A bidirectional prefix, and the source of partial attention, include <s>.
     prefix = source + 1 if masks.prefix == "bidirectional" else 0
-    return cost.Shape(source=0, target=source + targets, outputs=targets, prefix=prefix, partial=source + 1)
+    return cost.Shape(source=0, target=lengths.read, outputs=targets, prefix=prefix, partial=source + 1)
 
 
 def example_shape(experiment: Experiment, source: float, targets: float) -> cost.Shape:
     """Tokens that one finetuning example puts through the model."""
     assert experiment.finetune is not None
-    return shape_under(experiment, source, targets, experiment.finetune.masks)
+    return shape_under(experiment, Lengths(source, targets), experiment.finetune.masks)
 
 
 def example_flops(experiment: Experiment, source: float, targets: float) -> float:
@@ -240,4 +241,4 @@ def teacher_of(experiment: Experiment) -> ResolvedModel | None:
 
 def teacher_shape(lengths: Lengths) -> cost.Shape:
     """Tokens that an example puts through the teacher, which reads source and target as one text."""
-    return cost.Shape(source=0, target=lengths.source + lengths.target, outputs=lengths.target)
+    return cost.Shape(source=0, target=lengths.read, outputs=lengths.target)

@@ -17,6 +17,7 @@ from lit_llm.models.resolve import ResolvedModel, not_analysed, resolve_model
 from lit_llm.objectives.base import described
 from lit_llm.objectives.config import (
     UL2,
+    Answers,
     CausalLM,
     MasksConfig,
     Objective,
@@ -52,8 +53,8 @@ class PretrainConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> PretrainConfig:
         length, objective = self.data.sequence_length, self.objective
-        findings = []
-        if problem := objective.problem(length):
+        findings = [*self._task_problems()]
+        if not findings and (problem := objective.problem(length)):
             findings.append(("objective.split" if isinstance(objective, PrefixLM) else "objective", problem))
         prefix = self.validation.prefix(length)
         if not 0 < prefix < length:
@@ -78,6 +79,20 @@ class PretrainConfig(Section):
         if findings:
             raise config_error(*findings)
         return self
+
+    def _task_problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of an objective that does not fit the synthetic tasks, or the text."""
+        tasks, answers = self.data.tasks, isinstance(self.objective, Answers)
+        if answers and not tasks:
+            message = "answers are those of a synthetic task, and this corpus is text; use causal_lm or prefix_lm"
+            yield "objective", message
+        for name, corpus in tasks.items():
+            if self.objective != (wanted := corpus.task.objective):
+                keys = ", ".join(f"{key}: {value}" for key, value in wanted.model_dump(mode="json").items())
+                yield "objective", f"the {name or corpus.task.kind} task asks for `objective: {{{keys}}}`"
+                return
+        if tasks and self.validation.prefix_length is not None:
+            yield "validation.prefix_length", "a synthetic task has a source of its own; leave it out"
 
 
 class FinetuneConfig(Section):
@@ -336,6 +351,8 @@ class Experiment(Pretrained):
         findings = [*super()._problems()]
         if not continues(self.model.family):
             findings += self._needs_continuation()
+        if self.pretrain.data.tasks:
+            findings += self._needs_text()
         if self.finetune is not None:
             findings += _prefix_problems("finetune", self.finetune.masks, self.model)
         if self.evaluate is not None:
@@ -361,6 +378,14 @@ class Experiment(Pretrained):
             yield "finetune", "an encoder_only model writes no answers to instructions; leave it out"
         if self.evaluate is not None:
             yield "evaluate", "all evaluations ask how a text goes on, which an encoder_only model does not say"
+
+    def _needs_text(self) -> Iterator[tuple[str, str]]:
+        """Problems of sections that need a text, for a model that reads symbols."""
+        if self.finetune is not None:
+            yield "finetune", "a model that was trained on symbols reads no instructions; leave it out"
+        if self.evaluate is not None:
+            message = "all evaluations read text, and this model reads symbols; compare test/answer_accuracy, which a "
+            yield "evaluate", f"{message}mixture of tasks also has by source"
 
     @property
     def trained(self) -> tuple[Trained, ...]:

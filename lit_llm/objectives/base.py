@@ -23,8 +23,7 @@ class Example(NamedTuple):
     target: np.ndarray
     """T ids."""
     counted: np.ndarray | None = None
-    """T: whether a target counts in the loss, for an objective whose targets are in the source's places. None: all
-    count."""
+    """T: whether a target counts in the loss. None: all count."""
 
 
 class Lengths(NamedTuple):
@@ -33,6 +32,13 @@ class Lengths(NamedTuple):
     source: float
     target: float
     """Target tokens that count in the loss."""
+    given: float = 0
+    """Target tokens that are read and do not count."""
+
+    @property
+    def read(self) -> float:
+        """All tokens that the model reads, of an objective whose target follows its source."""
+        return self.source + self.target + self.given
 
 
 class AnyObjective(Section):

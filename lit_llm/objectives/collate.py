@@ -141,7 +141,8 @@ def collate(
     A decoder-only model's bidirectional prefix is <s> and the source tokens, and so is its `source_length`: an empty
     source is <s> alone.
 
-    counted: whether each target counts, for an encoder-only model, whose targets are in the places of their sources.
+    counted: for each example whether a target counts, or None where all do. The targets of an encoder-only model are in
+    the places of their sources.
     """
     if family == "encoder_only":
         return _collate_in_place(sources, targets, masks, counted)
@@ -162,7 +163,8 @@ def collate(
         if separate:
             inputs["documents_BS"] = _pad([of_source for of_source, _ in documents])
             inputs["documents_BT"] = _pad([row[-len(to) :] for (_, row), to in zip(documents, targets, strict=True)])
-        return Batch(inputs, _pad(targets), _target_weights([0] * len(targets), [len(target) for target in targets]))
+        ends = [len(target) for target in targets]
+        return Batch(inputs, _pad(targets), _target_weights([0] * len(targets), ends, counted))
 
     rows = [np.concatenate([source, target]) for source, target in zip(sources, targets, strict=True)]
     inputs = {"tokens_BT": _pad([np.concatenate([[BOS], row[:-1]]) for row in rows])}
@@ -174,7 +176,7 @@ def collate(
     inputs["source_length"] = source_length
     if masks.prefix == "bidirectional":
         inputs["prefix_length"] = source_length
-    return Batch(inputs, _pad(rows), _target_weights(starts, [len(row) for row in rows]))
+    return Batch(inputs, _pad(rows), _target_weights(starts, [len(row) for row in rows], counted))
 
 
 def causal_text(batch: Batch) -> tuple[dict[str, Any], Tensor]:
@@ -293,6 +295,11 @@ def _pad(rows: Sequence[np.ndarray], fill: int = EOD) -> Tensor:
     return torch.from_numpy(out)
 
 
-def _target_weights(starts: Sequence[int], ends: Sequence[int]) -> Tensor:
+def _target_weights(starts: Sequence[int], ends: Sequence[int], counted: Sequence[np.ndarray | None] = ()) -> Tensor:
+    """1 where a target counts. starts, ends: places of each row's target; counted: its targets that count."""
     position = torch.arange(max(ends))
-    return ((position >= torch.tensor(starts)[:, None]) & (position < torch.tensor(ends)[:, None])).float()
+    weights = ((position >= torch.tensor(starts)[:, None]) & (position < torch.tensor(ends)[:, None])).float()
+    for row, (start, of_target) in enumerate(zip(starts, counted, strict=False)):
+        if of_target is not None:
+            weights[row, start : start + len(of_target)] = torch.from_numpy(of_target).float()
+    return weights

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from lit_llm.config.section import OneOf, Section
+from lit_llm.objectives.answers import Answers
 from lit_llm.objectives.base import BOS as BOS
 from lit_llm.objectives.base import EOD as EOD
 from lit_llm.objectives.cuts import CausalLM, PrefixLM
 from lit_llm.objectives.masked import MaskedLM
 from lit_llm.objectives.spans import UL2, SpanCorruption
 
-Objective = Annotated[CausalLM | PrefixLM | SpanCorruption | UL2 | MaskedLM, OneOf(default=CausalLM)]
+Objective = Annotated[CausalLM | PrefixLM | SpanCorruption | UL2 | MaskedLM | Answers, OneOf(default=CausalLM)]
 
 
 def continues(family: str) -> bool:

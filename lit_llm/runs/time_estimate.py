@@ -89,7 +89,7 @@ def seconds_of(
     step = steps["pretrain"] * _teacher_factor(experiment)
     # A step was timed on one device's share; an evaluation is whole on each device.
     window = FORWARD * steps["pretrain"] / training.execution.share(data.batch_size)
-    _, primary = validation.primary(data.sequence_length, experiment.model.family)
+    _, primary = validation.primary(data.sequence_length, experiment.model.family, pretrain.objective)
     ways: list[AnyObjective] = [primary]
     if pretrain.objective.resolved(data.sequence_length) != primary:
         ways.append(pretrain.objective)  # val/objective_loss is another pass

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic.config import JsonDict
 
 from lit_llm.config.metrics import (
+    ANSWER_ACCURACY,
     EVALUATED,
     FINETUNED,
     OF_SPLITS,
@@ -226,7 +227,7 @@ class Grid(Section):
 CHOSEN_BY = tuple(map(on_validation, OF_SPLITS))
 """Metrics of the validation split, by which choices are made."""
 METRICS = (*map(on_test, OF_SPLITS), *CHOSEN_BY, *(metric.name for metric in OF_TRAINING))
-OF_SOURCE = (f"{on_test(TARGET_NLL)}/", f"{on_validation(TARGET_NLL)}/")
+OF_SOURCE = tuple(f"{on(metric)}/" for metric in (TARGET_NLL, ANSWER_ACCURACY) for on in (on_test, on_validation))
 """Beginnings of metrics of one source of a mixture, or of one task of instruction data, for both splits."""
 _OF_OBJECTIVE = tuple(
     name(metric) for metric in OF_SPLITS if not metric.across_objectives for name in (on_test, on_validation)

@@ -25,7 +25,7 @@ def test_so_many_tokens_of_every_window_count(rate, length):
     objective = MaskedLM(rate=rate)
     expected = max(1, round(rate * length))
     [(share, lengths)] = objective.lengths(length)
-    assert (share, lengths) == (1.0, (length, expected))
+    assert (share, lengths) == (1.0, (length, expected, 0))
     assert {int(made.counted.sum()) for made in examples(objective, 20, length)} == {expected}
 
 

@@ -98,7 +98,7 @@ def test_lengths_and_ids_are_known_before_any_text_is_read(corruption, mean_span
     [(share, lengths)] = objective.lengths(length)
     assert share == 1
     for made in examples(objective, length, 5):
-        assert (len(made.source), len(made.target)) == lengths
+        assert (len(made.source), len(made.target), 0) == lengths
         highest = max(made.source.max(), made.target.max())
         assert highest == VOCABULARY + sum(objective.extra_ids(length).values()) - 1
 
@@ -191,7 +191,7 @@ def test_the_average_of_any_quadratic_is_that_of_the_examples(mix, mode_tokens):
         return source**2 + 3 * source * target + 7 * target**2 + 11 * source + 5
 
     values = np.array([value(*pair) for pair in pairs])
-    expected = objective.average(length, lambda of: value(*of))
+    expected = objective.average(length, lambda of: value(of.source, of.target))
     assert abs(values.mean() - expected) <= 3 * values.std() / math.sqrt(len(values))
     longest = objective.extremes(length)
     assert max(source for source, _ in pairs) <= max(of.source for of in longest)

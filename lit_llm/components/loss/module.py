@@ -99,6 +99,16 @@ def target_nats(hidden_BTD: Tensor, unembedding: Unembedding, targets: tuple[Ten
     )
 
 
+def target_hits(hidden_BTD: Tensor, unembedding: Unembedding, targets: tuple[Tensor, Tensor]) -> Tensor:
+    """1 for every counted target that has the largest logit, 0 for others, row by row, as one vector.
+
+    targets: as in `target_loss`.
+    """
+    targets_BT, places_N = targets
+    chunks = _chunks(unembedding, *_counted(places_N, hidden_BTD, targets_BT))
+    return torch.cat([(unembedding(hidden).argmax(-1) == targets).float() for hidden, targets in chunks])
+
+
 def _counted(places_N: Tensor, *tensors: Tensor) -> list[Tensor]:
     """The rows of B x T x ... at these places: N x ..., selected before the product with the vocabulary."""
     return [tensor.flatten(0, 1).index_select(0, places_N) for tensor in tensors]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.metrics import (
+    ANSWER_ACCURACY,
     BITS_PER_BYTE,
     EVALUATED,
     FINETUNED,
@@ -160,7 +161,12 @@ def _audit_metric(metric: str, arm: Arm) -> Iterator[Finding]:
         instead = _on_split_of(metric, on_validation(TARGET_NLL))
         message = f"{metric} is of encoder_only models, which see what comes after a token; use {instead}"
         yield Finding("refused", arm.name, "compare.metric", message)
-    if not continues(family) and metric.removeprefix(FINETUNED).startswith(CONTINUATION):
+    if metric_of(metric) == ANSWER_ACCURACY and not arm.experiment.pretrain.data.tasks:
+        message = f"{metric} is of synthetic tasks, and this model reads text"
+        yield Finding(
+            "refused", arm.name, "compare.metric", f"{message}; use {_on_split_of(metric, primary_metric(family))}"
+        )
+    elif not continues(family) and metric.removeprefix(FINETUNED).startswith(CONTINUATION):
         message = f"an encoder_only model has no {metric}: it predicts no token from those before it alone"
         yield Finding(
             "refused",

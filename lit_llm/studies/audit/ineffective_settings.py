@@ -166,7 +166,7 @@ def _ineffective_attention(experiment: Experiment) -> Iterator[tuple[str, str]]:
 def _longest(experiment: Experiment) -> int:
     """Tokens of the longest text that a stage or an evaluation puts through the model."""
     trained = experiment.pretrain.data.sequence_length
-    lengths = [trained, *(ceil(of.source + of.target) for of in experiment.pretrain.objective.extremes(trained))]
+    lengths = [trained, *(ceil(of.read) for of in experiment.pretrain.objective.extremes(trained))]
     if (tuned := experiment.finetune) is not None:
         lengths.append(tuned.data.input_length + tuned.data.target_length)
     if (evaluate := experiment.evaluate) is not None:
