@@ -74,7 +74,7 @@ def slow_down(latency: float) -> None:
 
     files.put_in_place = slowed(files.put_in_place)
     stores.read_json = picking.read_json = slowed(stores.read_json)
-    stores.locked, picking.is_locked = slowed(locks.locked), slowed(locks.is_locked)
+    stores.locked, picking.is_free = slowed(locks.locked), slowed(locks.is_free)
 
 
 def work(store: Store, parents: dict[str, tuple[str, ...]], number: int, options: argparse.Namespace) -> None:

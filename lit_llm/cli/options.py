@@ -185,11 +185,16 @@ def max_parallel(ablation: Ablation, slots_per_device: int) -> int:
     from lit_llm.launch.devices import cores, visible_gpus
 
     executions = [arm.experiment.pretrain.training.execution for arm in ablation.arms]
-    devices = max(execution.devices for execution in executions)
+    devices = devices_of(ablation)
     gpus = visible_gpus() if any(arm.may_use_gpu for arm in ablation.arms) else []
     if gpus:
         return max(1, len(gpus) * slots_per_device // devices)
     return max(1, cores() // (devices * max(execution.threads for execution in executions)))
+
+
+def devices_of(ablation: Ablation) -> int:
+    """Devices of the run that takes most."""
+    return max(arm.experiment.pretrain.training.execution.devices for arm in ablation.arms)
 
 
 def places_of(

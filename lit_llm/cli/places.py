@@ -71,4 +71,4 @@ def places_line(store: Store, name: str) -> str | None:
         living = living_places(store.study(name), launch_settings(store.root))
     except EngineError as error:
         return str(error)
-    return summary([place for _, _, places in living for place in places])
+    return summary([place for _, places in living for place in places])

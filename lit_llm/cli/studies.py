@@ -17,6 +17,7 @@ from lit_llm.cli.options import (
     AsJson,
     ExperimentArgument,
     Grace,
+    Launcher,
     LauncherOption,
     LinesOfJson,
     NewVersion,
@@ -32,6 +33,7 @@ from lit_llm.cli.options import (
     Tracking,
     charts,
     console,
+    devices_of,
     max_parallel,
     open_store,
     places_of,
@@ -208,8 +210,9 @@ def run(
     ablation = open_study(study, override or (), place)
     settings = launch_settings(place.root)
     shared = slots_per_device or settings.slots_per_device
-    engine_places = places_of(launcher, places, jobs or settings.jobs, ablation, settings)
-    at_once = jobs or (settings.jobs if engine_places else max_parallel(ablation, shared))
+    in_place = jobs or settings.jobs(shared, devices_of(ablation))
+    engine_places = places_of(launcher, places, in_place, ablation, settings)
+    at_once = in_place if engine_places else jobs or max_parallel(ablation, shared)
     screen = console(stderr=as_json)
     lines = Lines(sys.stdout, screen) if as_json else None
     with lines.until_interrupted() if lines is not None else nullcontext():
@@ -460,7 +463,7 @@ def train(
         raise InputError(
             Problem(f"{experiment} is a study: use `{same_command('run', experiment, override, store, tracking)}`")
         )
-    run(experiment, 1, None, None, override, as_json, store, tracking)
+    run(experiment, 1, None, None, override, as_json, store, tracking, launcher=Launcher.local)
 
 
 @app.command()

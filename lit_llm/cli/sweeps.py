@@ -27,6 +27,7 @@ from lit_llm.cli.options import (
     Tracking,
     charts,
     console,
+    devices_of,
     max_parallel,
     places_of,
     relative_path,
@@ -88,8 +89,9 @@ def sweep(
     search = open_sweep(sweep, override or (), place)
     settings = launch_settings(place.root)
     shared = slots_per_device or settings.slots_per_device
-    engine_places = places_of(launcher, places, jobs or settings.jobs, search.ablation, settings)
-    at_once = jobs or (settings.jobs if engine_places else max_parallel(search.ablation, shared))
+    in_place = jobs or settings.jobs(shared, devices_of(search.ablation))
+    engine_places = places_of(launcher, places, in_place, search.ablation, settings)
+    at_once = in_place if engine_places else jobs or max_parallel(search.ablation, shared)
     lines = SweepLines(sys.stdout, screen, search, place) if as_json else None
     with lines.until_interrupted() if lines is not None else nullcontext():
         ended = run_sweep(

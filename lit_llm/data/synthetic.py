@@ -65,9 +65,9 @@ class Task(Section):
 class Recall(Task):
     """Recall the value of a key from pairs in the source.
 
-    Multi-query associative recall of Zoology (arXiv 2312.04927) as it is. In-context recall of MAD (arXiv 2403.17844)
-    with `noise: 0`, where pairs are repeated; its noisy recall with `noise: 0.2`; its fuzzy recall with keys and values
-    of several symbols.
+    After multi-query associative recall of Zoology (arXiv 2312.04927); after in-context recall of MAD (arXiv
+    2403.17844) with `noise: 0`, where pairs are repeated, its noisy recall with `noise: 0.2`, and its fuzzy recall with
+    keys and values of several symbols. `docs/synthetic-tasks.md` lists the differences.
     """
 
     kind: Literal["recall"] = "recall"

@@ -261,15 +261,20 @@ def nats_by_place(
 ) -> list[float]:
     """Sums of nats of the counted targets by index, reduced over devices.
 
-    places: for each batch the index, below `count`, of each counted target. progress: counts rows. value: what is
+    Ranks divide the batches. places: for each batch the index, below `count`, of each counted target. progress: counts
+    rows. value: what is
     summed in place of nats, one number for each counted target.
     """
     device, sums = next(model.parameters()).device, SumByPlace(count)
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     done, total = 0, sum(map(len, batches))
-    for batch, place in zip(batches[rank::ranks], places[rank::ranks], strict=True):
-        sums.update(place, value(model, batch.to(device)))
-        done += len(batch)
+    for first in range(0, len(batches), ranks):
+        # A rank without a batch of its own computes another's, uncounted: a sharded model needs all ranks at once.
+        number = min(first + rank, len(batches) - 1)
+        values = value(model, batches[number].to(device))
+        if number == first + rank:
+            sums.update(places[number], values)
+        done += len(batches[number])
         progress(min(total, ranks * done), total)
     totals: list[float] = sums.to(device).compute().reshape(count).tolist()  # a single sum comes as a scalar
     return totals

@@ -33,7 +33,8 @@ class LaunchSettings(Section):
     memory_gb: float | None = Field(None, gt=0)
     """Gigabytes of memory of one place; null: what the engine gives."""
     hours: float | None = Field(None, gt=0)
-    """Hours after which a place ends and its runs are continued by another; null: what the engine gives."""
+    """Hours after which SLURM ends a place and its runs are continued by another; null: the partition's. Ray ends
+    none."""
     slurm: SlurmSettings = SlurmSettings()
     """Jobs of SLURM."""
     ray: RaySettings = RaySettings()
@@ -43,10 +44,12 @@ class LaunchSettings(Section):
         """Resources of one place for `jobs` runs at once, each with its threads on each of its nodes."""
         return Needs(self.cpus or jobs * threads, self.gpus, nodes, self.memory_gb, self.hours)
 
-    @property
-    def jobs(self) -> int:
-        """Runs at once in a place, where none is asked for: one in each slot of its GPUs, else one."""
-        return max(1, round(self.gpus * self.slots_per_device))
+    def jobs(self, slots_per_device: int, devices: int) -> int:
+        """Runs at once in a place, where none is asked for: as many as its GPUs have slots for, else one.
+
+        devices: devices of one run.
+        """
+        return max(1, int(self.gpus * slots_per_device) // devices)
 
 
 class Settings(Section):

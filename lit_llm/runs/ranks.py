@@ -59,7 +59,7 @@ def started_ranks(stage: Stage, execution: ExecutionConfig) -> Iterator[DeviceGr
     try:
         yield DeviceGroup(0, execution.ranks, 0, store, others.wait_until_ready)
     except Exception as error:
-        if is_connection_error(error):
+        if is_connection_error(error) or others.has_lost():  # aborted communication raises errors of many kinds
             raise others.cause() from error
         raise
     finally:
@@ -126,7 +126,7 @@ class _Others:
         """Wait until all ranks are about to connect. Raises an error where one of them has ended instead."""
         assert group.store is not None
         while not group.store.check([group.ready_key(rank) for rank in range(1, group.ranks)]):
-            if self._has_lost():
+            if self.has_lost():
                 raise self.cause()
             time.sleep(0.1)
 
@@ -141,8 +141,7 @@ class _Others:
             return MemoryError(f"{_name_with(codes, OUT_OF_MEMORY)} ran out of memory; its error is in the run's log")
         killed = [code for code in codes.values() if code < 0 or code > 128]
         if killed:
-            number = -killed[0] if killed[0] < 0 else killed[0] - 128
-            return LostRank(f"{_name_with(codes, killed[0])} was killed by {signal.Signals(number).name}")
+            return LostRank(f"{_name_with(codes, killed[0])} {_end_by(killed[0])}")
         if FAILED in codes.values():
             return RuntimeError(f"{_name_with(codes, FAILED)} failed; its error is in the run's log")
         return LostRank("the connection to the other ranks was lost")
@@ -167,7 +166,7 @@ class _Others:
         codes = {name: process.poll() for name, process in self.processes.items()}
         return {name: code for name, code in codes.items() if code}
 
-    def _has_lost(self) -> bool:
+    def has_lost(self) -> bool:
         return bool(self._codes())
 
     def _watch(self) -> None:
@@ -182,6 +181,14 @@ class _Others:
                 self.stage.set_state("interrupted", f"{self.cause()}; rank 0 waited for it and was ended")
                 os.kill(os.getpid(), signal.SIGKILL)
             return
+
+
+def _end_by(code: int) -> str:
+    """How a process with this exit code, its own or that of a shell around it, has ended."""
+    number = -code if code < 0 else code - 128
+    with suppress(ValueError):
+        return f"was killed by {signal.Signals(number).name}"
+    return f"ended with exit code {code}"
 
 
 def _name_with(codes: dict[str, int], code: int) -> str:

@@ -87,7 +87,7 @@ def seconds_of(
     pretrain = experiment.pretrain
     data, training, validation = pretrain.data, pretrain.training, pretrain.validation
     step = steps["pretrain"] * _teacher_factor(experiment)
-    # A step was timed on one device's share; an evaluation is whole on each device.
+    # A step was timed on one device's share. An evaluation is counted as whole on each device, an upper bound.
     window = FORWARD * steps["pretrain"] / training.execution.share(data.batch_size)
     _, primary = validation.primary(data.sequence_length, experiment.model.family, pretrain.objective)
     ways: list[AnyObjective] = [primary]

@@ -281,6 +281,18 @@ def is_locked(path: Path) -> bool:
         return False
 
 
+def is_free(path: Path) -> bool:
+    """True where this lock could be had now. Puts aside a lease that has run out.
+
+    A process that was started because of this answer would have to watch that lease anew.
+    """
+    locks = locks_of(path)
+    if locks.kind == "lease" and (state := _ended(path, locks)) is not None:
+        with suppress(OSError):
+            _put_aside(path, state)
+    return not is_locked(path)
+
+
 def is_running(folder: Path) -> bool:
     """True while a process runs the study or the sweep in this folder."""
     return any(is_locked(lock) for lock in (folder / "lock", *folder.glob("coordinators/*.lock")))

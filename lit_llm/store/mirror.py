@@ -89,7 +89,7 @@ def pull(store: Store, address: str, log: Callable[[str], None] = lambda _: None
     store.open()
     with _errors(address):
         remote = _open(address)
-        names = remote.names("stages") + remote.names("studies")
+        names = [name for name in remote.names("stages") + remote.names("studies") if _is_inside(store, name)]
         if not names:
             raise InputError(Problem("has no copy of a store; `lit-llm store push` makes one", address))
         stages = {name.split("/")[1] for name in names if name.startswith("stages/") and name.endswith(f"/{RESULT}")}
@@ -104,6 +104,16 @@ def pull(store: Store, address: str, log: Callable[[str], None] = lambda _: None
                 copied.files += 1
     copied.stages = len(missing)
     return copied
+
+
+def _is_inside(store: Store, name: str) -> bool:
+    """The name is that of a file in a stage or study: an object of S3 may be called `studies/a/../../x`."""
+    parts = name.split("/")
+    return (
+        len(parts) > 2
+        and not {"", ".", ".."} & {*parts}
+        and (store.root / name).resolve().is_relative_to(store.root.resolve())
+    )
 
 
 def _open(address: str) -> _Remote:

@@ -308,11 +308,12 @@ class Stage:
 
     @contextmanager
     def claim(self) -> Iterator[None]:
-        """Hold the stage, as its next generation. Raises Busy if another process has it."""
+        """Hold the stage, as its next generation unless it has a result. Raises Busy if another process has it."""
         lock = self.folder / "lock"
         with locked(lock, patience=PATIENCE, on_lost=self._lose):
             self._lost = None
-            self._claim = make_claim(self.folder, durable=locks_of(lock).kind == "lease")
+            if not (self.folder / "result.json").exists():  # else nothing is computed
+                self._claim = make_claim(self.folder, durable=locks_of(lock).kind == "lease")
             try:
                 yield
             finally:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lit_llm.config.host import process_name
-from lit_llm.store.locks import is_locked, locked
+from lit_llm.store.locks import is_locked, locked, locks_of
 
 FOLDER = "coordinators"
 
@@ -18,9 +19,11 @@ def coordinating(folder: Path) -> Iterator[str]:
     """Hold a coordinator's lock in the folder of a study or sweep. Yields the coordinator's name."""
     name = f"{process_name()}-{uuid.uuid4().hex[:8]}"
     lock = _lock_of(folder, name)
-    with locked(lock):
-        yield name
-    lock.unlink(missing_ok=True)
+    try:
+        with locked(lock):
+            yield name
+    finally:
+        lock.unlink(missing_ok=True)
 
 
 def is_alive(folder: Path, name: str) -> bool:
@@ -29,9 +32,18 @@ def is_alive(folder: Path, name: str) -> bool:
 
 
 def others(folder: Path, name: str | None) -> list[str]:
-    """Names of the living coordinators, without the given one."""
+    """Names of the other coordinators that seem to live; the lease of a dead host may still be among them."""
     locks = sorted((folder / FOLDER).glob("*.lock"))
     return [lock.stem for lock in locks if lock.stem != name and is_locked(lock)]
+
+
+def wait_for_others(folder: Path, name: str | None) -> list[str]:
+    """Names of the other coordinators that live for certain: leases are watched until they could have run out."""
+    locks = locks_of(folder / FOLDER)
+    deadline = time.monotonic() + (1.2 * locks.lease_seconds if locks.kind == "lease" else 0.0)
+    while (living := others(folder, name)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return living
 
 
 def _lock_of(folder: Path, name: str) -> Path:

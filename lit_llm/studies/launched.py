@@ -3,7 +3,7 @@
 ```
 studies/<name>/places/<number>/   one request to an engine
     places.json                   the engine, the ids of its places, what each got
-    cancelled                     written by `cancel`, which ends whoever follows
+    cancelled, ended-places       written by `cancel`, which ends whoever follows; and once all places have ended
     manifest.json                 the stages to compute (a study's)
     ...                           the engine's files and the places' logs
 ```
@@ -13,6 +13,7 @@ and the engine's queue, so it may end at any time: the same command follows the 
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.launch.engine import Engine, EngineError, Needs, Place
 from lit_llm.launch.settings import Launcher, LaunchSettings, engine_of
 from lit_llm.launch.signals import counted_signals
+from lit_llm.store.locks import locked, locks_of
 from lit_llm.store.store import read_json, write_json
 from lit_llm.studies.observer import Observer
 
@@ -31,7 +33,13 @@ POLL_SECONDS = 0.5
 ENGINE_SECONDS = 5.0
 """Seconds between two questions to an engine; a cluster's controller serves many users."""
 ATTEMPTS = 3
-"""Requests in a row after which nothing more was finished, before no further place is asked for."""
+"""Requests in a row that ended soon and finished nothing, after which no further place is asked for."""
+SHORT_LIFE = 300.0
+"""Seconds within which places that finished nothing were of no use; later, a run has been continued."""
+TOP_UP_SECONDS = 60.0
+"""Seconds between two requests beside living places while nothing is finished."""
+REQUEST_SECONDS = 300.0
+"""Seconds to wait for another follower's request."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,17 @@ class Request:
     folder: Path
     launcher: Launcher
     ids: tuple[str, ...]
+
+    def engine(self, settings: LaunchSettings) -> Engine:
+        """The engine of its places. Raises EngineError where it is not installed."""
+        engine = engine_of(self.launcher, settings)
+        assert engine is not None, "the local launcher has no places"
+        return engine
+
+    @property
+    def ended(self) -> Path:
+        """A file that exists once all places were seen to have ended."""
+        return self.folder / "ended-places"
 
     @property
     def cancelled(self) -> Path:
@@ -65,25 +84,45 @@ def cancelled_requests(study: Path) -> set[Path]:
     return {file.parent for file in (study / FOLDER).glob("*/cancelled")}
 
 
-def living_places(study: Path, settings: LaunchSettings) -> list[tuple[Request, Engine, list[Place]]]:
-    """The places that are queued or running, by request. Raises EngineError."""
+def living_places(
+    study: Path, settings: LaunchSettings, launcher: Launcher | None = None
+) -> list[tuple[Request, list[Place]]]:
+    """The places that are queued or running, by request; of one launcher, or of all. Raises EngineError."""
     living = []
     for request in requests_of(study):
-        engine = engine_of(request.launcher, settings)
-        assert engine is not None, "the local launcher has no places"
-        places = [place for place in engine.places(request.ids) if place.state != "ended"]
+        if request.ended.exists() or launcher not in (None, request.launcher):
+            continue
+        places = [place for place in request.engine(settings).places(request.ids) if place.state != "ended"]
         if places:
-            living.append((request, engine, places))
+            living.append((request, places))
+        else:
+            request.ended.touch()  # its engine is not asked again
     return living
 
 
 def cancel(study: Path, settings: LaunchSettings, grace_seconds: float) -> int:
-    """Ask all places of a study or sweep to save and end. Returns their number. Raises EngineError."""
-    living = living_places(study, settings)
-    for request, engine, places in living:
-        request.cancelled.touch()
-        engine.stop([place.id for place in places], grace_seconds)
-    return sum(len(places) for _, _, places in living)
+    """Ask all places of a study or sweep to save and end. Returns their number.
+
+    Raises EngineError for an engine that does not answer, once the places of the others are stopped.
+    """
+    count, problems = 0, list[str]()
+    for launcher in dict.fromkeys(request.launcher for request in requests_of(study)):
+        try:
+            for request, places in living_places(study, settings, launcher):
+                request.cancelled.touch()
+                request.engine(settings).stop([place.id for place in places], grace_seconds)
+                count += len(places)
+        except EngineError as error:
+            problems.append(str(error))
+    if problems:
+        raise EngineError("; ".join(problems))
+    return count
+
+
+def patience_of_places(store: Path) -> float:
+    """Seconds that a place without work waits: until the lease of a dead host has run out. 0 for kernel locks."""
+    locks = locks_of(store / "store.json")
+    return 1.5 * locks.lease_seconds if locks.kind == "lease" else 0.0
 
 
 @dataclass(frozen=True)
@@ -131,53 +170,87 @@ class Places:
 
         command: writes what a place needs into a folder, and returns the words of the place's command.
         """
-        asked, ended_before, known = 0, -1, ""
-        cancelled = cancelled_requests(study)
+        follower = _Follower(self, study, command, observer)
         with counted_signals() as signals:
-            looked = -ENGINE_SECONDS
             while not (now := progress()).is_over:
                 if signals.count:
                     observer.message(f"The places go on; `lit-llm cancel {study.name}` stops them.")
                     return True
-                if cancelled_requests(study) - cancelled:
+                if follower.is_cancelled():
                     observer.message("The places were cancelled; the same command asks for new ones.")
                     return True
-                if time.monotonic() - looked >= ENGINE_SECONDS:
-                    looked = time.monotonic()
-                    try:
-                        living = [place for _, _, places in living_places(study, self.settings) for place in places]
-                        words = summary(living)
-                        if words != known:
-                            observer.places(self.launcher, words)
-                            known = words
-                        if len(living) < self.count and now.can_begin:
-                            asked, ended_before = (asked + 1 if now.ended == ended_before else 1), now.ended
-                            if asked > ATTEMPTS:
-                                observer.message(self._given_up(study))
-                                return False
-                            self._ask(study, command, self.count - len(living))
-                            looked = -ENGINE_SECONDS
-                        elif not living and not now.can_begin:
-                            return False  # what is left waits for something that never comes
-                    except EngineError as error:
-                        observer.message(str(error))
-                        return True
+                if (reason := follower.look(now)) is not None:
+                    observer.message(reason)
+                    return False
                 poll()
                 time.sleep(POLL_SECONDS)
         return False
 
-    def _ask(self, study: Path, command: Callable[[Path], Sequence[str]], count: int) -> None:
-        number = 1 + max((int(folder.name) for folder in (study / FOLDER).glob("[0-9]*")), default=0)
-        folder = study / FOLDER / str(number)
-        folder.mkdir(parents=True)
-        words = [sys.executable, "-m", "lit_llm", *command(folder)]
-        ids = self.engine.start(words, self.needs, count, folder)
-        write_json(folder / "places.json", {"launcher": self.launcher, "ids": ids, "needs": asdict(self.needs)})
+    def ask(self, study: Path, command: Callable[[Path], Sequence[str]]) -> None:
+        """Ask the engine for the places that are still missing. Raises EngineError."""
+        with locked(study / FOLDER / "lock", patience=REQUEST_SECONDS):  # beside another follower
+            living = sum(len(places) for _, places in living_places(study, self.settings, self.launcher))
+            if (count := self.count - living) < 1:
+                return
+            number = 1 + max((int(folder.name) for folder in (study / FOLDER).glob("[0-9]*")), default=0)
+            folder = study / FOLDER / str(number)
+            folder.mkdir(parents=True)
+            words = [sys.executable, "-m", "lit_llm", *command(folder)]
+            ids = self.engine.start(words, self.needs, count, folder)
+            write_json(folder / "places.json", {"launcher": self.launcher, "ids": ids, "needs": asdict(self.needs)})
 
-    def _given_up(self, study: Path) -> str:
-        last = requests_of(study)[-1]
-        log = self.engine.log(last.ids[0], last.folder)
-        return f"{ATTEMPTS} requests for places ended without finishing anything; the log of the last is {log}"
+
+class _Follower:
+    """Keeps as many places as are wanted while there is work for them."""
+
+    def __init__(self, wish: Places, study: Path, command: Callable[[Path], Sequence[str]], observer: Observer) -> None:
+        self.wish, self.study, self.command, self.observer = wish, study, command, observer
+        self._cancelled = cancelled_requests(study)
+        self._looked = self._asked = -math.inf
+        """Monotonic times of the last question to the engine, and of the last request."""
+        self._ended_then = -1
+        self._in_vain = 0
+        """Requests in a row whose places ended within `SHORT_LIFE` seconds and finished nothing."""
+        self._words = ""
+
+    def is_cancelled(self) -> bool:
+        """A request was cancelled since this follower began."""
+        return bool(cancelled_requests(self.study) - self._cancelled)
+
+    def look(self, now: Progress) -> str | None:
+        """Ask the engine for the places, and for more where there is work. Returns the reason to give up, or None."""
+        if time.monotonic() - self._looked < ENGINE_SECONDS:
+            return None
+        self._looked = time.monotonic()
+        living: list[Place] = []
+        try:
+            for _, places in living_places(self.study, self.wish.settings, self.wish.launcher):
+                living += places
+            self._report(summary(living))
+            if len(living) < self.wish.count and now.can_begin:
+                return self._ask(now, living)
+        except EngineError as error:
+            self._report(str(error))
+            return None if living else str(error)
+        return None
+
+    def _ask(self, now: Progress, living: Sequence[Place]) -> str | None:
+        age, idle = time.monotonic() - self._asked, now.ended == self._ended_then
+        if living and idle and age < TOP_UP_SECONDS:
+            return None  # a node that ends each place at once must not be asked again and again
+        self._in_vain = self._in_vain + 1 if idle and not living and age < SHORT_LIFE else 0
+        if self._in_vain >= ATTEMPTS:
+            last = requests_of(self.study)[-1]
+            log = self.wish.engine.log(last.ids[0], last.folder)
+            return f"{ATTEMPTS} requests for places ended without finishing anything; the log of the last is {log}"
+        self._ended_then, self._asked, self._looked = now.ended, time.monotonic(), -math.inf
+        self.wish.ask(self.study, self.command)
+        return None
+
+    def _report(self, words: str) -> None:
+        if words != self._words:
+            self.observer.places(self.wish.launcher, words)
+            self._words = words
 
 
 def summary(places: Sequence[Place]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_llm.config.problems import InputError, Problem, SourceLocation
 from lit_llm.store.store import Store, read_json, write_json
-from lit_llm.studies.launched import Places, Progress
+from lit_llm.studies.launched import Places, Progress, patience_of_places
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.stage_executor import StageExecutor, Work, picker_of, slots_for
 from lit_llm.studies.supervise import Supervision
@@ -69,4 +69,5 @@ def work_on(file: Path, store: Store, observer: Observer) -> bool:
         observer=observer,
         supervision=manifest.supervision,
         picker=picker_of(store, manifest.stages, random.random(), file.parent / "ended"),
+        patience=patience_of_places(store.root),
     ).execute()

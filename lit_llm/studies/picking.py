@@ -10,13 +10,14 @@ What is picked here is a candidate: the claim decides, as another worker may be 
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lit_llm.config.hashing import fingerprint
 from lit_llm.store.files import Damaged
-from lit_llm.store.locks import is_locked
+from lit_llm.store.locks import is_free
 from lit_llm.store.store import FINAL, Store, read_json, write_json
 
 BLOCK = 128
@@ -28,6 +29,10 @@ IN_VAIN = 8
 GIVEN_UP = "given up"
 NOT_TRIED = ("failed", "out_of_memory")
 """States that end a stage until somebody asks for it again."""
+
+
+RESTART_SECONDS = 10.0
+"""Seconds after which a stage that ran out of memory counts as ended, as nobody has restarted it."""
 
 
 class Picker:
@@ -52,6 +57,8 @@ class Picker:
         """{stage that has ended: its state; `lost` or `given up` like its parent}."""
         self._children: dict[str, list[str]] = {}
         """{stage: those that wait for it}."""
+        self._out_of_memory: dict[str, float] = {}
+        """{stage: monotonic time at which it was first seen out of memory}."""
         self._queue: deque[str] = deque()
         """Stages whose parents are done; the next one first."""
         names = list(self.parents)
@@ -82,7 +89,7 @@ class Picker:
         It is taken until the caller calls `ended`, `give_up`, or `put_back`, say where another worker was faster.
         """
         held = 0
-        while self._queue and held < LOOKS:
+        while self._queue and held < min(LOOKS, len(self._queue)):
             if self._in_vain >= IN_VAIN:
                 self._read_notes()
                 continue
@@ -90,15 +97,25 @@ class Picker:
             if name in self._ended:
                 self._queue.popleft()
                 continue
-            if (state := self._state(name)) is not None:
+            state = self._state(name)
+            if state == "out_of_memory" and self._may_be_restarted(name):
+                self._queue.rotate(-1)
+                held += 1
+                continue
+            if state is not None:
                 self._in_vain += 1
                 self.ended(name, state)
                 continue
-            if not is_locked(self.store.stage(name).folder / "lock"):
+            if is_free(self.store.stage(name).folder / "lock"):
                 return self._queue.popleft()
             self._queue.rotate(-1)
             held += 1
         return None
+
+    def _may_be_restarted(self, name: str) -> bool:
+        """True for some seconds: another coordinator that sees this state may restart the stage."""
+        since = self._out_of_memory.setdefault(name, time.monotonic())
+        return time.monotonic() - since < RESTART_SECONDS
 
     def put_back(self, name: str) -> None:
         """Queue a taken stage again, behind the others."""

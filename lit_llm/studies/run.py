@@ -27,7 +27,7 @@ from lit_llm.store.locks import Busy, locked
 from lit_llm.store.store import FINAL, Store, write_json, write_text
 from lit_llm.studies.analysis_plan import FROZEN, LOG
 from lit_llm.studies.coordinators import FOLDER as COORDINATORS
-from lit_llm.studies.coordinators import coordinating, others
+from lit_llm.studies.coordinators import coordinating, others, wait_for_others
 from lit_llm.studies.disk_space import check_free_space
 from lit_llm.studies.execute import Execution, Todo, report_news
 from lit_llm.studies.launched import FOLDER as PLACES
@@ -122,6 +122,10 @@ def run_study(
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
     to_do = any(run.status()["state"] not in FINAL for run in chosen)
+    if places is not None and rerun == "stale":
+        raise InputError(
+            Problem("compares with this machine; give it without a launcher, on a machine of the kind", "--rerun stale")
+        )
     if places is not None and (to_do or rerun):
         places.check()
     elif to_do or rerun:
@@ -190,7 +194,7 @@ class _StudyRun:
     def set_aside(self, changes: Sequence[Problem]) -> None:
         """Keep the results of other settings as an earlier version. Raises InputError while somebody computes them."""
         name = self.ablation.study.study
-        if others(self.folder, None):
+        if wait_for_others(self.folder, None):
             status = self.ablation.command("status", self.store)
             message = f"{name} is being run with other settings by another process; `{status}` shows how far it is"
             raise InputError(Problem(message, "study"))

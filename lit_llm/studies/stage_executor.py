@@ -6,6 +6,8 @@ another one has claimed is left to it, and its result counts as if it were from 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,16 +70,17 @@ class StageExecutor:
         supervision: Supervision,
         poll: Callable[[], None] = lambda: None,
         picker: Picker | None = None,
+        patience: float = math.inf,
     ) -> None:
         """Make an executor. `todo` has each stage after its parents.
 
-        picker: chooses the stages, and stages that others execute are left to them. By default this process waits for
-        those, and takes them over where their processes die.
+        patience: seconds to wait, with nothing to do, for stages that others execute; they are taken over where their
+        processes die.
         """
         self.store, self.slots, self.observer, self.poll = store, slots, observer, poll
         self.supervisor = Supervisor(store, supervision, observer)
         self.grace_seconds = supervision.grace_seconds
-        self.waits, self.picker = picker is None, picker or picker_of(store, todo)
+        self.picker, self.patience = picker or picker_of(store, todo), patience
         self.work = {work.fingerprint: work for work in todo}
         self.running: set[str] = set()
 
@@ -99,14 +102,18 @@ class StageExecutor:
         return False
 
     def _tasks(self) -> Iterator[Task | None]:
+        busy_at = time.monotonic()
         while True:
             if (name := self.picker.take()) is not None:
                 self.running.add(name)
                 yield self._task(self.work[name])
-            elif self.running or (self.waits and not self.picker.over):  # a running stage may be restarted
-                yield None
-            else:
+                busy_at = time.monotonic()
+                continue
+            if self.running:  # a running stage may be restarted
+                busy_at = time.monotonic()
+            elif self.picker.over or time.monotonic() - busy_at >= self.patience:
                 return
+            yield None
 
     def _task(self, work: Work) -> Task:
         log = self.store.stage(work.fingerprint).log_file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,11 +88,11 @@ class Coordinator:
         if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
             self._report_ended()
 
-    def run(self, max_parallel: int, news: Callable[[], None] = lambda: None, waits: bool = True) -> bool:
+    def run(self, max_parallel: int, news: Callable[[], None] = lambda: None, patience: float = math.inf) -> bool:
         """Run until every arm has its trials. Returns whether it was interrupted.
 
-        news: called regularly. waits: wait for the trials of others, and take them over where those die; else end once
-        no further trial can be drawn.
+        news: called regularly. patience: seconds to wait, with nothing to do, for the trials of others; they are taken
+        over where their coordinators die.
         """
         self._reported = {trial.name for trial in self.seen if trial.state != "running"}
         if not self.search.trains:
@@ -106,7 +107,7 @@ class Coordinator:
         slots = max_parallel * max(arm.experiment.pretrain.training.execution.devices for arm in arms)
         try:
             run_tasks(
-                self._tasks(waits),
+                self._tasks(patience),
                 max_parallel=machine_slots(slots, use_gpus),
                 preload=preloaded(),
                 on_finish=self._finish,
@@ -151,15 +152,18 @@ class Coordinator:
 
     # --- trials as tasks -------------------------------------------------------------------------------------------
 
-    def _tasks(self, waits: bool) -> Iterator[Task | None]:
-        last_empty = -_REFRESH_SECONDS
+    def _tasks(self, patience: float) -> Iterator[Task | None]:
+        last_empty, busy_at = -_REFRESH_SECONDS, time.monotonic()
         while True:
+            if self.running or self.waiting:
+                busy_at = time.monotonic()
             trial = self.waiting.pop() if self.waiting else None
             if trial is None and time.monotonic() - last_empty >= _REFRESH_SECONDS:
                 trial = self.trials.next()
                 if trial is None:
                     last_empty = time.monotonic()
-                    if not (self.running or self.waiting) and (not waits or self.trials.over):
+                    idle = not (self.running or self.waiting)
+                    if idle and (time.monotonic() - busy_at >= patience or self.trials.over):
                         return
             if trial is None:
                 yield None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lit_llm.config.problems import InputError, Problem, SourceLocation
 from lit_llm.store.store import Store, read_json, write_json
-from lit_llm.studies.launched import Places, Progress
+from lit_llm.studies.launched import Places, Progress, patience_of_places
 from lit_llm.studies.supervise import Supervision
 from lit_llm.sweeps.coordinator import Coordinator, SweepObserver
+from lit_llm.sweeps.storage import storage_errors
 from lit_llm.sweeps.sweep import open_sweep
 from lit_llm.sweeps.trials import Trials
 
@@ -31,8 +34,11 @@ class SweepManifest:
 
     def write(self, file: Path) -> None:
         """Write the manifest, which only its owner may read: a URL may have a password."""
-        write_json(file, asdict(self), signed=True)
-        file.chmod(0o600)
+        before = os.umask(0o077)
+        try:
+            write_json(file, asdict(self), signed=True)
+        finally:
+            os.umask(before)
 
     @classmethod
     def read(cls, file: Path) -> SweepManifest:
@@ -44,22 +50,27 @@ class SweepManifest:
 
 
 def follow_trials(places: Places, manifest: SweepManifest, coordinator: Coordinator, news: Callable[[], None]) -> bool:
-    """Have places run the trials of a sweep; returns whether it was interrupted."""
+    """Have places run the trials of a sweep; returns whether it was interrupted, or given up before its end."""
     trials, root = coordinator.trials, coordinator.store.root
 
     def command(folder: Path) -> list[str]:
         manifest.write(folder / FILE)
         return ["work", str(folder / FILE), "--store", str(root)]
 
+    last = Progress(0, False, False)
+
     def progress() -> Progress:
-        ended = sum(trial.state != "running" for trial in coordinator.seen)
-        return Progress(ended, trials.over, trials.can_draw)
+        nonlocal last
+        with suppress(*storage_errors()):  # a database that is away for a while
+            ended = sum(trial.counts and trial.state != "running" for trial in coordinator.seen)
+            last = Progress(ended, trials.over, trials.can_draw)
+        return last
 
     def poll() -> None:
         coordinator.poll()
         news()
 
-    return places.follow(trials.folder, command, progress, coordinator.observer, poll)
+    return places.follow(trials.folder, command, progress, coordinator.observer, poll) or not trials.over
 
 
 def draw_on(file: Path, store: Store, observer: SweepObserver) -> bool:
@@ -67,7 +78,7 @@ def draw_on(file: Path, store: Store, observer: SweepObserver) -> bool:
     manifest = SweepManifest.read(file)
     search = open_sweep(manifest.sweep, (), store)
     trials = Trials(search, store, manifest.storage)
-    with trials.coordinating():
+    with trials.coordinating(joins=True):
         coordinator = Coordinator(search, store, trials, observer, manifest.supervision)
         coordinator.refresh()
-        return coordinator.run(manifest.max_parallel, waits=False)
+        return coordinator.run(manifest.max_parallel, patience=patience_of_places(store.root))

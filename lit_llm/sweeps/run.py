@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from lit_llm.studies.supervise import Supervision
 from lit_llm.sweeps.confirmation import Summary, confirmation_study, summary, write_best
 from lit_llm.sweeps.coordinator import Coordinator, SweepObserver
 from lit_llm.sweeps.places import SweepManifest, follow_trials
+from lit_llm.sweeps.storage import storage_errors
 from lit_llm.sweeps.sweep import Search
 from lit_llm.sweeps.trial import Trial
 from lit_llm.sweeps.trials import Trials
@@ -145,8 +147,9 @@ def run_sweep(
             mirrored = close_sync(
                 follower, "interrupted" if interrupted else "done", (), _metrics(search, summaries), observer
             )
-    for reason in trials.exhausted.values():
-        observer.message(reason)
+    with suppress(*storage_errors()):  # a database that is away; the sweep is then interrupted
+        for reason in trials.exhausted.values():
+            observer.message(reason)
     ended = Searched(search, summaries, tuple(seen), interrupted, mirrored)
     if interrupted:
         return ended

@@ -27,7 +27,7 @@ from lit_llm.runs.provenance import provenance, provenance_digest
 from lit_llm.store.files import Damaged
 from lit_llm.store.locks import held
 from lit_llm.store.store import Store, read_json, write_json
-from lit_llm.studies.coordinators import coordinating, is_alive, others
+from lit_llm.studies.coordinators import coordinating, is_alive, wait_for_others
 from lit_llm.studies.stored import STORED, SWEEP
 from lit_llm.sweeps import storage
 from lit_llm.sweeps.samplers import make_pruner, make_sampler
@@ -155,12 +155,13 @@ class Trials:
     # --- coordinating --------------------------------------------------------------------------------------------
 
     @contextmanager
-    def coordinating(self, rerun: str | None = None, trains: bool = True) -> Iterator[None]:
+    def coordinating(self, rerun: str | None = None, trains: bool = True, joins: bool = False) -> Iterator[None]:
         """Begin or continue the search. In the context this process may draw trials and leases those it runs.
 
         rerun: "failed" draws failed trials again; "stale" begins anew if the trials are of other code. trains: this
-        machine trains; else its device and code are not compared with those of the trials. Raises InputError if the
-        search, its code, device or threads differ from those that were begun under this name.
+        machine trains; else its device and code are not compared with those of the trials. joins: work for a command
+        that has begun the search. Raises InputError if the search, its code, device or threads differ from those that
+        were begun under this name.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with coordinating(self.folder) as me:
@@ -170,6 +171,8 @@ class Trials:
                     self._check_origins(begin_anew=rerun == "stale")
                 for arm in self.search.spaces:
                     self._begin(arm, rerun, trains)
+                    if not joins:
+                        self._studies[arm].set_user_attr(EXHAUSTED, None)  # a new command looks for points again
                 write_json(self.folder / SWEEP, self._note | content_of_search(self.search), signed=True)
             try:
                 yield
@@ -195,7 +198,6 @@ class Trials:
             message = f"another search was begun under this name ({changed} changed); give the sweep another name"
             raise InputError(Problem(message, "sweep"))
         study.set_user_attr("identity", search.identity())
-        study.set_user_attr(EXHAUSTED, None)
         if search.trains and trains:
             study.set_user_attr("origin", _provenance_digest(search.ablation.arm(arm).experiment))
         if not study.user_attrs.get("begun"):
@@ -230,7 +232,7 @@ class Trials:
             )
             message += "a search does not mix two; `--rerun stale` begins anew, or give the sweep another name"
             raise InputError(Problem(message, "sweep"))
-        if others(self.folder, self._me):
+        if wait_for_others(self.folder, self._me):
             message = f"another process works on {self.search.name} with other code; stop it before you begin anew"
             raise InputError(Problem(message, "--rerun"))
         self._put_aside()
@@ -396,7 +398,10 @@ class Trials:
         error: str | None = None,
         **spent: float,
     ) -> None:
-        """Record the end of a trial. values: those of a done one; spent: tokens, flops, seconds."""
+        """Record the end of a trial, unless another coordinator has. values: those of a done one; spent: tokens, flops,
+        seconds."""
+        if self._stored_trial(trial).state.is_finished():  # this process was stopped, and its trial was taken over
+            return
         note: dict[str, Any] = {"state": ended, "error": error, **spent}
         note["values"] = list(values) if values is not None else None
         if self.search.trains and ended not in NOT_COUNTED:

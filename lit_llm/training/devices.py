@@ -6,7 +6,7 @@ rank 1   its share of batch k ─ forward, backward ─┼─ gradients summed �
 
 A share is filled up with rows that do not count, so that all ranks have the same number of rows and micro-batches
 (`Batch.share`). Losses are sums over targets, divided by the count of the whole batch, which every rank knows. All
-ranks evaluate, on the same data, since a sharded model needs all of them for a forward pass.
+ranks evaluate, since a sharded model needs all of them for a forward pass.
 
 A sharded model (FSDP2) is a module whose parameters are DTensors outside a forward pass. Checkpoints hold whole
 tensors, so a run may go on with another number of devices, or another strategy.
@@ -84,7 +84,8 @@ class DeviceGroup:
         try:
             yield
         finally:
-            torch.distributed.destroy_process_group()
+            if torch.distributed.is_initialized():  # not after `abort_communication`
+                torch.distributed.destroy_process_group()
 
     def from_first(self, value: Any) -> Any:
         """Rank 0's value, on all ranks. It may be any object that can be pickled."""

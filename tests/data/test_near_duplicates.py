@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lit_llm.config.host import process_name
 from lit_llm.config.problems import InputError
 from lit_llm.data import corpora, near_duplicate_identity, near_duplicates, processes, splits
 from lit_llm.data.config import DataConfig
@@ -176,7 +177,7 @@ def test_a_part_gets_its_name_when_all_of_its_signatures_are_written(tmp_path, m
     monkeypatch.setattr(np, "savez", lambda path, **arrays: (names.append(path.name), save(path, **arrays)))
     job = near_duplicates._Job(tmp_path, *FRACTIONS)
     assert near_duplicates._sign(job, 3, texts) == 3
-    assert names == [f".00003.{os.getpid()}.npz"]
+    assert names == [f".00003.{process_name()}.npz"]
     (left,) = tmp_path.iterdir()
     assert left.name == ".00003.npz"
     with np.load(left) as signed:

@@ -12,13 +12,18 @@ from pathlib import Path
 import psutil
 
 from lit_llm.launch.engine import Needs, Place
+from tests.store.other_hosts import HOSTS, NETWORK_DISK
 
 
 @dataclass
 class ProcessEngine:
-    """Starts each place as a process with its output in `place-N.txt`."""
+    """Starts each place as a process with its output in `place-N.txt`.
+
+    hosts: each place behaves as on a host of its own, with a disk like a network file system's.
+    """
 
     name: str = "processes"
+    hosts: bool = False
     requests: list[tuple[int, Needs]] = field(default_factory=list)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -30,7 +35,9 @@ class ProcessEngine:
         ids = []
         for number in range(count):
             with (folder / f"place-{number}.txt").open("ab") as log:
-                process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+                host = {"TEST_HOST": f"host-{len(self.processes)}", "PYTHONPATH": str(HOSTS), **NETWORK_DISK}
+                environment = {**os.environ, **(host if self.hosts else {})}
+                process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
             ids.append(str(process.pid))
             self.processes[ids[-1]] = process
         return ids

@@ -129,15 +129,16 @@ def test_a_preempted_place_saves_and_starts_again(start, slurm):
 def test_a_place_saves_before_its_time_limit_and_that_of_a_dead_node_starts_again_on_another(start, slurm):
     """Two claims that each wait half a minute for SLURM, side by side."""
     limited = start(SAVES.format(seconds=1), 1, Needs(hours=2 / 60), signal_seconds=110, options=["--nodelist=n2"])
-    lost = start(SAVES.format(seconds=1), folder="lost")  # the first node with room
+    limited.wait(0, "start on n2")
+    lost = start(SAVES.format(seconds=1), 1, Needs(cpus=2), folder="lost")
     lost.wait(0, "start on n1")
     slurm.kill_node("n1")
     assert not slurm.processes("n1")
     wait_for(lambda: lost.states() == ["queued"])  # once SLURM has noticed
-    wait_for(lambda: "start on n2" in lost.log())
-    assert "saved" not in lost.log()
     limited.wait_for_end()
     assert limited.log().split()[-2:] == ["SIGUSR1", "saved"]
+    wait_for(lambda: "start on n2" in lost.log())
+    assert "saved" not in lost.log()
 
 
 def test_a_place_gets_its_gpus(start):
@@ -156,9 +157,9 @@ def test_a_place_gets_its_gpus(start):
         (Needs(), {}, None),
         (Needs(gpus=2, hours=1000, memory_gb=1.5), {"gpu_type": "toy"}, None),
         (
-            Needs(cpus=2, memory_gb=64),
+            Needs(cpus=4, memory_gb=64),
             {},
-            "CPUs: a place needs 2, a node has at most 1; GB of memory: a place needs 64",
+            "CPUs: a place needs 4, a node has at most 2; GB of memory: a place needs 64",
         ),
         (Needs(gpus=1), {"gpu_type": "a100"}, "a100 GPUs: a place needs 1, a node has at most 0"),
         (Needs(gpus=1), {"partition": "short"}, "partition short: GPUs: a place needs 1, a node has at most 0"),

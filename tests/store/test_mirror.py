@@ -109,3 +109,15 @@ def test_unusable_addresses_are_named(filled: Store, tmp_path: Path) -> None:
         push(filled, "nosuch://results")
     with pytest.raises(InputError, match="has no copy of a store"):
         pull(filled, str(tmp_path / "empty"))
+
+
+def test_nothing_is_written_outside_the_store(filled: Store, tmp_path: Path) -> None:
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/hostile/stages/" + "a" * 16 + "/result.json", b"{}")
+    fs.pipe_file("/hostile/studies/x/../../../outside", b"x")
+    there = Store(tmp_path / "there")
+    pull(there, "memory://hostile")
+    assert not (tmp_path / "outside").exists()
+    assert [path.name for path in there.root.rglob("*") if path.is_file()] == ["store.json", "result.json"]

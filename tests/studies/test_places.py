@@ -9,6 +9,7 @@ import pytest
 
 from lit_llm.config.problems import InputError
 from lit_llm.launch.settings import LaunchSettings, launch_settings
+from lit_llm.store.claims import last_claim
 from lit_llm.store.store import Store, read_metrics
 from lit_llm.studies import launched
 from lit_llm.studies.launched import Places, cancel, living_places, requests_of
@@ -24,6 +25,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ProcessEngine:
     monkeypatch.setattr(launched, "engine_of", lambda *_: engine)
     monkeypatch.setattr(launched, "ENGINE_SECONDS", 0.2)
     monkeypatch.setattr(launched, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(launched, "TOP_UP_SECONDS", 1.0)
     return engine
 
 
@@ -59,6 +61,30 @@ def test_a_study_on_two_places_that_lose_one_computes_the_same(
         assert here.last.result()["weights"] == there.last.result()["weights"]
 
 
+@pytest.mark.slow
+def test_a_new_place_takes_over_what_a_dead_host_held(
+    write_study: Study, tmp_path: Path, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody of its host is left to see that it is dead, and the new place has not watched its lease before."""
+    monkeypatch.setenv("LIT_LLM_LOCKS", "lease:4")
+    store, engine.hosts = Store(tmp_path / "shared").open(), True
+    path = write_study("hosts", "arms: {red: {}}", seeds=[506])
+    path.write_text(long(path.read_text(), 60))
+
+    killed: list[str] = []
+
+    class Killer(Silent):
+        def poll(self) -> None:
+            if not killed and read_metrics(self.runs[0].last.metrics_file):
+                killed.append(next(iter(engine.processes)))
+                engine.kill(killed[0])
+
+    finished = on_places(path, store, engine, Killer(), count=1)
+    assert finished.exit_code == 0
+    assert len(engine.requests) == 2
+    assert last_claim(finished.runs[0].last.folder).generation == 2
+
+
 def test_places_outlive_their_follower_and_are_followed_again(
     write_study: Study, store: Store, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,7 +98,7 @@ def test_places_outlive_their_follower_and_are_followed_again(
     with pytest.raises(KeyboardInterrupt):
         on_places(path, store, engine, Leaver(), count=1)
     folder = store.study("followed")
-    ((_, _, living),) = living_places(folder, LaunchSettings())
+    ((_, living),) = living_places(folder, LaunchSettings())
     assert len(living) == 1
     assert on_places(path, store, engine, Silent(), count=1).exit_code == 0
     assert len(engine.requests) == 1
