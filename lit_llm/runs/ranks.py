@@ -172,7 +172,7 @@ class _Others:
     def _watch(self) -> None:
         """Abort the communication with a rank that has died, and end this process where it still waits for it."""
         while not self._ended.wait(0.2):
-            if not self._has_lost():
+            if not self.has_lost():
                 continue
             from lit_llm.training.devices import abort_communication
 
