@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ import pytest
 
 from lit_llm.store.store import Stage, Store, read_metrics
 from tests.mlflow_runs import mirrored
+from tests.store.other_hosts import HOSTS, NETWORK_DISK
 
-KILLS = 10
+KILLS = int(os.environ.get("KILLS", 10))
 HANGS = 600
 """Seconds."""
 VICTIMS = ("coordinator", "one of its processes", "all of them")
@@ -49,7 +50,9 @@ def commands(
 
 
 @contextmanager
-def started(command: list[str], store: Store, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(
+    command: list[str], store: Store, log: Path, environment: Mapping[str, str] = {}
+) -> Iterator[subprocess.Popen[bytes]]:
     """`lit-llm` in a session of its own, of which nothing is left afterwards."""
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -57,6 +60,7 @@ def started(command: list[str], store: Store, log: Path) -> Iterator[subprocess.
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, **environment},
         )
     try:
         yield process
@@ -142,6 +146,52 @@ def test_ten_kills_change_no_byte_and_double_no_run(kind: str, commands: dict[st
         assert found.keys() == expected.keys()
         assert [name for name, stage in found.items() if content(stage) != expected[name]] == []
         assert mirrored(store.root) == mirrored(whole.root)
+        if kills.total() >= KILLS:
+            break
+    print(f"{number + 1} stores, killed: {dict(kills)}; undisturbed {longest:.0f} s")
+
+
+def results(store: Store) -> dict[str, tuple[int, int]]:
+    """{stage: (inode, time) of its result}, which change when it is written again."""
+    files = {path.parent.name: path.stat() for path in store.root.glob("stages/*/result.json")}
+    return {name: (status.st_ino, status.st_mtime_ns) for name, status in files.items()}
+
+
+@pytest.mark.slow
+def test_two_hosts_that_are_killed_share_a_study(commands: dict[str, list[str]], tmp_path: Path) -> None:
+    """On a disk where kernel locks keep nobody out. A host that has died comes back under another name, so that only
+    the end of its leases tells the other one."""
+    log, whole = tmp_path / "log.txt", Store(tmp_path / "whole")
+    began = time.monotonic()
+    with started(commands["study"], whole, log) as process:
+        assert process.wait(HANGS) == 0, log.read_text()
+    longest, expected = time.monotonic() - began, {name: content(stage) for name, stage in stages(whole).items()}
+    draw, kills, names = random.Random("hosts"), Counter[str](), itertools.count()
+    network = {**NETWORK_DISK, "PYTHONPATH": str(HOSTS), "LIT_LLM_LOCKS": "lease:4"}
+
+    for number in itertools.count():
+        store, first_results = Store(tmp_path / f"store{number}"), dict[str, tuple[int, int]]()
+        with ExitStack() as stack:
+
+            def host(stack: ExitStack = stack, store: Store = store) -> subprocess.Popen[bytes]:
+                environment = {**network, "TEST_HOST": f"host{next(names)}"}
+                return stack.enter_context(started(commands["study"], store, log, environment))
+
+            hosts = [host(), host()]
+            while any(process.poll() is None for process in hosts):
+                time.sleep(draw.uniform(0, longest / 3))
+                first_results = results(store) | first_results
+                if kills.total() < KILLS:
+                    at, victim = draw.randrange(2), draw.choice(VICTIMS)
+                    if hosts[at].poll() is None and kill(hosts[at], victim, draw):
+                        kills[victim] += 1
+                        if victim != "one of its processes":
+                            hosts[at].wait(HANGS)
+                            hosts[at] = host()
+                assert time.monotonic() - began < 3 * HANGS, log.read_text()
+            assert [process.wait() for process in hosts] == [0, 0], log.read_text()
+        assert results(store) | first_results == results(store)  # no stage has two results
+        assert {name: content(stage) for name, stage in stages(store).items()} == expected
         if kills.total() >= KILLS:
             break
     print(f"{number + 1} stores, killed: {dict(kills)}; undisturbed {longest:.0f} s")
