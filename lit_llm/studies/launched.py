@@ -179,9 +179,13 @@ class Places:
                 if follower.is_cancelled():
                     observer.message("The places were cancelled; the same command asks for new ones.")
                     return True
-                if (reason := follower.look(now)) is not None:
-                    observer.message(reason)
-                    return False
+                try:
+                    if (reason := follower.look(now)) is not None:
+                        observer.message(reason)
+                        return False
+                except EngineError as error:
+                    observer.message(str(error))
+                    return True
                 poll()
                 time.sleep(POLL_SECONDS)
         return False
@@ -218,7 +222,10 @@ class _Follower:
         return bool(cancelled_requests(self.study) - self._cancelled)
 
     def look(self, now: Progress) -> str | None:
-        """Ask the engine for the places, and for more where there is work. Returns the reason to give up, or None."""
+        """Ask the engine for the places, and for more where there is work. Returns the reason to give up, or None.
+
+        Raises EngineError for an engine that does not answer, or refuses the first place.
+        """
         if time.monotonic() - self._looked < ENGINE_SECONDS:
             return None
         self._looked = time.monotonic()
@@ -230,8 +237,9 @@ class _Follower:
             if len(living) < self.wish.count and now.can_begin:
                 return self._ask(now, living)
         except EngineError as error:
+            if not living:
+                raise
             self._report(str(error))
-            return None if living else str(error)
         return None
 
     def _ask(self, now: Progress, living: Sequence[Place]) -> str | None:
