@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,6 @@ from lit_llm.store.store import DEFAULT, Store
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lit_llm.launch.settings import LaunchSettings
     from lit_llm.runs.step_timing import StepTiming
     from lit_llm.studies.launched import Places
     from lit_llm.studies.load import Ablation
@@ -197,33 +197,44 @@ def devices_of(ablation: Ablation) -> int:
     return max(arm.experiment.pretrain.training.execution.devices for arm in ablation.arms)
 
 
-def places_of(
-    launcher: Launcher | None, count: int | None, jobs: int, ablation: Ablation, settings: LaunchSettings
-) -> Places | None:
-    """The places that a command works on; None for this machine. Raises InputError where the engine is absent.
+@dataclass(frozen=True)
+class LaunchWish:
+    """Options of a command on where runs are computed; None: as the settings have it."""
 
-    jobs: runs at once in each place.
+    jobs: int | None
+    launcher: Launcher | None
+    places: int | None
+    slots_per_device: int | None
+
+
+def places_and_jobs(ablation: Ablation, store: Store, wish: LaunchWish) -> tuple[Places | None, int]:
+    """(places of an engine or None for this machine, runs at once there), by the options and the settings.
+
+    Raises InputError where the engine is absent.
     """
     from lit_llm.launch.engine import EngineError
-    from lit_llm.launch.settings import engine_of
+    from lit_llm.launch.settings import engine_of, launch_settings
     from lit_llm.studies.launched import Places
 
-    name = launcher.value if launcher else settings.launcher
+    settings = launch_settings(store.root)
+    shared = wish.slots_per_device or settings.slots_per_device
+    name = wish.launcher.value if wish.launcher else settings.launcher
     if name == "local":
-        if count is not None:
+        if wish.places is not None:
             raise InputError(
                 Problem("this machine is one place; add `--launcher slurm` or `--launcher ray`", "--places")
             )
-        return None
+        return None, wish.jobs or max_parallel(ablation, shared)
     try:
         engine = engine_of(name, settings)
     except EngineError as error:
         raise InputError(Problem(str(error), f"--launcher {name}")) from None
     assert engine is not None
     executions = [arm.experiment.pretrain.training.execution for arm in ablation.arms]
+    jobs = wish.jobs or settings.jobs(shared, devices_of(ablation))
     threads = max(execution.threads * execution.devices for execution in executions)
     needs = settings.needs(jobs, threads, max(execution.nodes for execution in executions))
-    return Places(name, engine, settings, needs, count or settings.places)
+    return Places(name, engine, settings, needs, wish.places or settings.places), jobs
 
 
 @contextmanager

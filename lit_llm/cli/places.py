@@ -50,11 +50,11 @@ def work(
     Example: lit-llm work mlruns/studies/quickstart/places/1/manifest.json
     """
     from lit_llm.report.progress.lines import PlaceLines
-    from lit_llm.store.store import read_json
+    from lit_llm.studies.launched import read_manifest
     from lit_llm.studies.manifest import work_on
     from lit_llm.sweeps.places import draw_on
 
-    work_here = draw_on if "sweep" in (read_json(manifest) or {}) else work_on
+    work_here = draw_on if "sweep" in read_manifest(manifest) else work_on
     if work_here(manifest, open_store(store), PlaceLines()):
         raise typer.Exit(130)
 

@@ -19,6 +19,7 @@ from lit_llm.cli.options import (
     Grace,
     Launcher,
     LauncherOption,
+    LaunchWish,
     LinesOfJson,
     NewVersion,
     Overrides,
@@ -33,10 +34,9 @@ from lit_llm.cli.options import (
     Tracking,
     charts,
     console,
-    devices_of,
     max_parallel,
     open_store,
-    places_of,
+    places_and_jobs,
     relative_path,
     same_command,
     supervision,
@@ -193,7 +193,6 @@ def run(
     it on other machines that share the store. Results of other settings under the study's name are never mixed with
     these, nor removed: see --new-version. Example: lit-llm run ablations/quickstart.yaml -j 2
     """
-    from lit_llm.launch.settings import launch_settings
     from lit_llm.report.pages.study import write_report
     from lit_llm.report.progress.json_lines import Lines
     from lit_llm.report.progress.terminal import Progressing
@@ -208,11 +207,8 @@ def run(
             Problem(f"{study} is a sweep: use `{same_command('sweep', study, override, store, tracking)}`")
         )
     ablation = open_study(study, override or (), place)
-    settings = launch_settings(place.root)
-    shared = slots_per_device or settings.slots_per_device
-    in_place = jobs or settings.jobs(shared, devices_of(ablation))
-    engine_places = places_of(launcher, places, in_place, ablation, settings)
-    at_once = in_place if engine_places else jobs or max_parallel(ablation, shared)
+    wish = LaunchWish(jobs, launcher, places, slots_per_device)
+    engine_places, at_once = places_and_jobs(ablation, place, wish)
     screen = console(stderr=as_json)
     lines = Lines(sys.stdout, screen) if as_json else None
     with lines.until_interrupted() if lines is not None else nullcontext():

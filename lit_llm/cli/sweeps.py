@@ -15,6 +15,7 @@ from lit_llm.cli.options import (
     DEFAULT_STORE,
     Grace,
     LauncherOption,
+    LaunchWish,
     LinesOfJson,
     Overrides,
     PlacesOption,
@@ -27,9 +28,7 @@ from lit_llm.cli.options import (
     Tracking,
     charts,
     console,
-    devices_of,
-    max_parallel,
-    places_of,
+    places_and_jobs,
     relative_path,
     same_command,
     supervision,
@@ -77,7 +76,6 @@ def sweep(
     Ctrl-C keeps everything; the same command goes on, on this machine or beside it on others that share the store.
     Example: lit-llm sweep sweeps/quickstart.yaml -j 2
     """
-    from lit_llm.launch.settings import launch_settings
     from lit_llm.report.pages.study import write_report
     from lit_llm.report.progress.json_lines import SweepLines
     from lit_llm.report.progress.terminal import Searching
@@ -87,11 +85,8 @@ def sweep(
 
     screen, place = console(stderr=as_json), Store(store)
     search = open_sweep(sweep, override or (), place)
-    settings = launch_settings(place.root)
-    shared = slots_per_device or settings.slots_per_device
-    in_place = jobs or settings.jobs(shared, devices_of(search.ablation))
-    engine_places = places_of(launcher, places, in_place, search.ablation, settings)
-    at_once = in_place if engine_places else jobs or max_parallel(search.ablation, shared)
+    wish = LaunchWish(jobs, launcher, places, slots_per_device)
+    engine_places, at_once = places_and_jobs(search.ablation, place, wish)
     lines = SweepLines(sys.stdout, screen, search, place) if as_json else None
     with lines.until_interrupted() if lines is not None else nullcontext():
         ended = run_sweep(

@@ -291,8 +291,3 @@ def is_free(path: Path) -> bool:
         with suppress(OSError):
             _put_aside(path, state)
     return not is_locked(path)
-
-
-def is_running(folder: Path) -> bool:
-    """True while a process runs the study or the sweep in this folder."""
-    return any(is_locked(lock) for lock in (folder / "lock", *folder.glob("coordinators/*.lock")))

@@ -37,6 +37,11 @@ def others(folder: Path, name: str | None) -> list[str]:
     return [lock.stem for lock in locks if lock.stem != name and is_locked(lock)]
 
 
+def is_running(folder: Path) -> bool:
+    """True while a process runs the study or the sweep in this folder."""
+    return is_locked(folder / "lock") or bool(others(folder, None))
+
+
 def wait_for_others(folder: Path, name: str | None) -> list[str]:
     """Names of the other coordinators that live for certain: leases are watched until they could have run out."""
     locks = locks_of(folder / FOLDER)

@@ -19,16 +19,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from lit_llm.config.problems import InputError, Problem
+from lit_llm.config.problems import InputError, Problem, SourceLocation
 from lit_llm.launch.engine import Engine, EngineError, Needs, Place
 from lit_llm.launch.settings import Launcher, LaunchSettings, engine_of
 from lit_llm.launch.signals import counted_signals
 from lit_llm.store.locks import locked, locks_of
-from lit_llm.store.store import read_json, write_json
+from lit_llm.store.store import Store, read_json, write_json
 from lit_llm.studies.observer import Observer
 
-FOLDER = "places"
+FOLDER, MANIFEST = "places", "manifest.json"
 POLL_SECONDS = 0.5
 ENGINE_SECONDS = 5.0
 """Seconds between two questions to an engine; a cluster's controller serves many users."""
@@ -77,6 +78,24 @@ def requests_of(study: Path) -> list[Request]:
     """The requests of a study or sweep, in their order."""
     folders = sorted((study / FOLDER).glob("[0-9]*"), key=lambda folder: int(folder.name))
     return [request for folder in folders if (request := Request.read(folder)) is not None]
+
+
+def read_manifest(file: Path) -> dict[str, Any]:
+    """The work that a request's places do. Raises InputError for a damaged or missing file."""
+    content = read_json(file)
+    if content is None:
+        raise InputError(Problem("there is no manifest", location=SourceLocation(str(file))))
+    return content
+
+
+def place_command(store: Store, write: Callable[[Path], None]) -> Callable[[Path], list[str]]:
+    """What a request needs for each folder: write its manifest there, and return the words of a place's command."""
+
+    def command(folder: Path) -> list[str]:
+        write(folder / MANIFEST)
+        return ["work", str(folder / MANIFEST), "--store", str(store.root)]
+
+    return command
 
 
 def cancelled_requests(study: Path) -> set[Path]:

@@ -8,14 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.problems import InputError, Problem, SourceLocation
-from lit_llm.store.store import Store, read_json, write_json
-from lit_llm.studies.launched import Places, Progress, patience_of_places
+from lit_llm.store.store import Store, write_json
+from lit_llm.studies.launched import Places, Progress, patience_of_places, place_command, read_manifest
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.stage_executor import StageExecutor, Work, picker_of, slots_for
 from lit_llm.studies.supervise import Supervision
-
-FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,7 @@ class Manifest:
     @classmethod
     def read(cls, file: Path) -> Manifest:
         """Read a manifest. Raises InputError for a damaged or missing file."""
-        content = read_json(file)
-        if content is None:
-            raise InputError(Problem("there is no manifest", location=SourceLocation(str(file))))
+        content = read_manifest(file)
         stages = tuple(Work(**{**each, "parents": tuple(each["parents"])}) for each in content["stages"])
         return cls(stages, content["max_parallel"], Supervision(**content["supervision"]))
 
@@ -47,16 +42,12 @@ def follow_stages(
     """Have places compute the stages of a manifest; returns whether it was interrupted."""
     picker = picker_of(store, manifest.stages)
 
-    def command(folder: Path) -> list[str]:
-        manifest.write(folder / FILE)
-        return ["work", str(folder / FILE), "--store", str(store.root)]
-
     def progress() -> Progress:
         if (name := picker.take()) is not None:
             picker.put_back(name)
         return Progress(picker.count, picker.over, can_begin=name is not None)
 
-    return places.follow(study, command, progress, observer, poll)
+    return places.follow(study, place_command(store, manifest.write), progress, observer, poll)
 
 
 def work_on(file: Path, store: Store, observer: Observer) -> bool:

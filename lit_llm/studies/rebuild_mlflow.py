@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.store.locks import held, is_running
+from lit_llm.store.locks import held
 from lit_llm.store.store import FINAL, Store
 from lit_llm.studies.analysis_plan import FROZEN, LOG
+from lit_llm.studies.coordinators import is_running
 from lit_llm.studies.mlflow_runs import description, description_with_tables, record, tags_of
 from lit_llm.studies.palette import arm_styles
 from lit_llm.studies.plan import PLAN, plan, with_earlier_findings

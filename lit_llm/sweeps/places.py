@@ -8,16 +8,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lit_llm.config.problems import InputError, Problem, SourceLocation
-from lit_llm.store.store import Store, read_json, write_json
-from lit_llm.studies.launched import Places, Progress, patience_of_places
+from lit_llm.store.store import Store, write_json
+from lit_llm.studies.launched import Places, Progress, patience_of_places, place_command, read_manifest
 from lit_llm.studies.supervise import Supervision
 from lit_llm.sweeps.coordinator import Coordinator, SweepObserver
 from lit_llm.sweeps.storage import storage_errors
 from lit_llm.sweeps.sweep import open_sweep
 from lit_llm.sweeps.trials import Trials
-
-FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -43,20 +40,13 @@ class SweepManifest:
     @classmethod
     def read(cls, file: Path) -> SweepManifest:
         """Read a manifest. Raises InputError for a damaged or missing file."""
-        content = read_json(file)
-        if content is None:
-            raise InputError(Problem("there is no manifest", location=SourceLocation(str(file))))
+        content = read_manifest(file)
         return cls(**{**content, "supervision": Supervision(**content["supervision"])})
 
 
 def follow_trials(places: Places, manifest: SweepManifest, coordinator: Coordinator, news: Callable[[], None]) -> bool:
     """Have places run the trials of a sweep; returns whether it was interrupted, or given up before its end."""
-    trials, root = coordinator.trials, coordinator.store.root
-
-    def command(folder: Path) -> list[str]:
-        manifest.write(folder / FILE)
-        return ["work", str(folder / FILE), "--store", str(root)]
-
+    trials, command = coordinator.trials, place_command(coordinator.store, manifest.write)
     last = Progress(0, False, False)
 
     def progress() -> Progress:

@@ -16,8 +16,8 @@ from lit_llm.statistics.false_discoveries import DifferenceTest, FalseDiscoverie
 from lit_llm.statistics.paired import Difference
 from lit_llm.statistics.verdicts import LOST
 from lit_llm.store.files import Damaged
-from lit_llm.store.locks import is_running
 from lit_llm.store.store import Store, finite, read_json
+from lit_llm.studies.coordinators import is_running
 from lit_llm.studies.stored import STORED, SWEEP
 
 ANSWER, COMPARISON = "answer.json", "comparison.json"
