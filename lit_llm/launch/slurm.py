@@ -51,7 +51,7 @@ class SlurmEngine:
         wanted = self.settings.partition or os.environ.get("SBATCH_PARTITION")
         chosen = [each for each in partitions if (each.name in wanted.split(",") if wanted else each.is_default)]
         if not chosen:
-            names = ", ".join(each.name for each in partitions)
+            names = ", ".join(sorted(each.name for each in partitions))
             lacking = f"no partition {wanted!r}" if wanted else "no default partition"
             return f"SLURM has {lacking}; `partition` under [launch.slurm] in settings.toml may be one of: {names}"
         if reason := missing(needs, chosen, self.settings.gpu_type):

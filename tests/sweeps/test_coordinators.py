@@ -193,31 +193,39 @@ def test_wherever_the_first_coordinator_dies_the_second_does_the_whole_search(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fault",
+    ("name", "fault"),
     [
-        """
+        (
+            "sequence_begun",
+            """
 run = Trials._run
 Trials._run = lambda self, trial, *rest: die() if trial.number == 2 else run(self, trial, *rest)
 """,
-        """
+        ),
+        (
+            "sequence_drawn",
+            """
 from optuna.samplers import QMCSampler
 draw = QMCSampler._sample_qmc
 QMCSampler._sample_qmc = lambda self, study, space: (
     draw(self, study, space), die() if len(study.get_trials(deepcopy=False)) == 3 else None
 )[0]
 """,
+        ),
     ],
     ids=["drawn and not begun", "in the draw"],
 )
-def test_a_point_of_a_sequence_is_not_lost(write_sweep: Write, store: Store, tmp_path: Path, fault: str) -> None:
+def test_a_point_of_a_sequence_is_not_lost(
+    write_sweep: Write, store: Store, tmp_path: Path, name: str, fault: str
+) -> None:
     """A Sobol sequence gives each point once: the search is the one that nobody has disturbed."""
     rest = f"{ONE}\n{rates()}\nseeds: [421]\nsampler: qmc\n{ALONE}"
-    path = write_sweep("sequence", rest, trials=4)
+    path = write_sweep(name, rest, trials=4)
     assert Coordinator(tmp_path, path, store.root, fault=fault).wait() == -signal.SIGKILL
     ended = sweep(path, store, max_parallel=1)
     assert_exact(ended, 4)
     assert [trial.state for trial in ended.trials] == ["done", "done", "lost", "done", "done"]
-    whole = sweep(write_sweep("whole_sequence", rest, trials=4), store, max_parallel=1)
+    whole = sweep(write_sweep(f"whole_{name}", rest, trials=4), store, max_parallel=1)
     assert [trial.point for trial in counted(ended, "red")] == [trial.point for trial in whole.trials]
 
 
