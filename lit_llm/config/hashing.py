@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,29 @@ LENGTH = 16
 
 def fingerprint(content: Any) -> str:
     """Hash of plain data (the validated dump, not its text). 1 and 1.0 are equal."""
-    text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _digest(_text(content))
+
+
+class Template:
+    """Fingerprints of contents that differ in one top-level value; the rest is written as text once."""
+
+    def __init__(self, content: Mapping[str, Any], name: str) -> None:
+        """Make a template of a content without the value of `name`."""
+        self._before, self._after = _text({**content, name: _GAP}).split(_text(_GAP))
+
+    def fingerprint(self, value: Any) -> str:
+        """`fingerprint` of the content with this value."""
+        return _digest(f"{self._before}{_text(value)}{self._after}")
+
+
+_GAP = "\0"  # no string of a YAML file
+
+
+def _text(content: Any) -> str:
+    return json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.hashing import fingerprint
+from lit_llm.config.hashing import Template, fingerprint
 from lit_llm.data.instructions import identify_examples
 from lit_llm.data.sources import Identity, Source, error_context, identify, identify_held_out
 from lit_llm.evaluation.task_files import read_task_files
@@ -19,6 +19,9 @@ from lit_llm.runs.provenance import installed_version
 
 _identities: dict[tuple[str, ...], Any] = {}
 """{request: identity of a text}, as plain data, so that a store can keep it."""
+_templates: dict[tuple[int, ...], tuple[Sequence[object], Template]] = {}
+"""{ids of sections: (the sections, which live as long as their ids are used, template)}."""
+_TEMPLATES = 64
 
 
 def reset_identities(stored: Sequence[Sequence[Any]] = ()) -> None:
@@ -27,7 +30,23 @@ def reset_identities(stored: Sequence[Sequence[Any]] = ()) -> None:
     stored: earlier return value of `identities`; these texts are not read.
     """
     _identities.clear()
+    _templates.clear()
     _identities.update({tuple(request): identity for request, identity in stored})
+
+
+def from_template(sections: Sequence[object], make: Callable[[], Template], value: Any) -> str:
+    """A fingerprint by a template that is made once for these sections, so that an arm's seeds share it.
+
+    sections: all that the template depends on. Seeded copies of an experiment have the same sections.
+    """
+    key = tuple(map(id, sections))
+    _, template = _templates.get(key, (None, None))
+    if template is None:
+        template = make()
+        if len(_templates) >= _TEMPLATES:
+            _templates.clear()
+        _templates[key] = (sections, template)
+    return template.fingerprint(value)
 
 
 def identities() -> list[list[Any]]:
@@ -91,6 +110,16 @@ def pretrain_fingerprint(experiment: Experiment) -> str:
 
     Names, paths and execution settings do not count.
     """
+    if (adapt := experiment.adapt) is None:
+        sections = (experiment.model, experiment.pretrain)
+        return from_template(sections, lambda: Template(_pretraining(experiment), "seed"), experiment.seed)
+    distill = adapt.distill.model_dump(mode="json") if adapt.distill else None
+    sources = {"from": source_fingerprints(experiment), "warmup_steps": adapt.warmup_steps, "distill": distill}
+    return fingerprint({**_pretraining(experiment), "seed": experiment.seed, "adapt": sources})
+
+
+def _pretraining(experiment: Experiment) -> dict[str, Any]:
+    """What a pretraining from scratch depends on, but for the seed."""
     pretrain, length = experiment.pretrain, experiment.pretrain.data.sequence_length
     stage = pretrain.model_dump(mode="json")
     stage["objective"] = pretrain.objective.resolved(length).model_dump(mode="json")
@@ -99,21 +128,12 @@ def pretrain_fingerprint(experiment: Experiment) -> str:
     del stage["training"]["execution"]
     for key in ("corpus", "tokenizer", "validation_fraction", "test_fraction", "near_duplicates"):
         del stage["data"][key]
-    content = {
+    return {
         "stage": "pretrain",
         "model": resolve_model(experiment.model).model_dump(mode="json"),
         "pretrain": stage,
         "data": digest_of_data(experiment),
-        "seed": experiment.seed,
     }
-    if (adapt := experiment.adapt) is not None:
-        distill = adapt.distill.model_dump(mode="json") if adapt.distill else None
-        content["adapt"] = {
-            "from": source_fingerprints(experiment),
-            "warmup_steps": adapt.warmup_steps,
-            "distill": distill,
-        }
-    return fingerprint(content)
 
 
 def source_fingerprints(experiment: Experiment) -> dict[Side, str]:

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lit_llm.config.hashing import fingerprint
+from lit_llm.config.hashing import Template
 from lit_llm.config.metrics import EVALUATED, FINETUNED, SPLITS
 from lit_llm.data.config import DataConfig, InstructionConfig
 from lit_llm.experiment.schema import Experiment, Trained
@@ -23,6 +23,7 @@ from lit_llm.runs.fingerprints import (
     digest_of_examples,
     digest_of_tasks,
     digests_of_texts,
+    from_template,
     pretrain_fingerprint,
     source_fingerprints,
     version_or_none,
@@ -131,17 +132,29 @@ def _parents(experiment: Experiment) -> tuple[str, ...]:
 def _finetune_fingerprint(experiment: Experiment, parent: str) -> str:
     """Hash of the parent, the finetuning section and the examples."""
     assert experiment.finetune is not None
+    sections = (experiment.pretrain, experiment.finetune)
+    return from_template(sections, lambda: Template(_finetuning(experiment), "parent"), parent)
+
+
+def _finetuning(experiment: Experiment) -> dict[str, Any]:
+    """What a finetuning depends on, but for its parent."""
+    assert experiment.finetune is not None
     stage = experiment.finetune.model_dump(mode="json")
     stage["data"] = {"batch_size": stage["data"]["batch_size"]}  # the examples' digest covers the rest
     stage["validation"]["final_examples"] = experiment.finetune.validation.most_examples
     del stage["training"]["execution"]
-    return fingerprint(
-        {"stage": "finetune", "parent": parent, "finetune": stage, "data": digest_of_examples(experiment)}
-    )
+    return {"stage": "finetune", "finetune": stage, "data": digest_of_examples(experiment)}
 
 
 def _evaluate_fingerprint(experiment: Experiment, parent: str, name: str) -> str:
     """Hash of the parent, the evaluation's section and the further data that it reads."""
+    assert experiment.evaluate is not None
+    sections = (experiment.pretrain, experiment.finetune, experiment.evaluate, name)
+    return from_template(sections, lambda: Template(_evaluation(experiment, name), "parent"), parent)
+
+
+def _evaluation(experiment: Experiment, name: str) -> dict[str, Any]:
+    """What an evaluation depends on, but for its parent."""
     config, window = experiment.evaluate, experiment.pretrain.data.sequence_length
     assert config is not None
     section: dict[str, Any] = getattr(config, name).model_dump(mode="json")
@@ -158,4 +171,4 @@ def _evaluate_fingerprint(experiment: Experiment, parent: str, name: str) -> str
     content = {"evaluation": name, "section": section, "precision": config.precision, "data": reads}
     if data is not None:
         content["split"] = config.split if data.has_test else "validation"
-    return fingerprint({"stage": "evaluate", "parent": parent, **content})
+    return {"stage": "evaluate", **content}

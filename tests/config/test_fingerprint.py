@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lit_llm.config.hashing import digest_of_files, fingerprint
+from lit_llm.config.hashing import Template, digest_of_files, fingerprint
 
 
 def test_the_order_of_keys_and_the_spelling_of_numbers_do_not_matter():
@@ -41,6 +41,13 @@ def test_floats_close_to_each_other_differ():
 def test_what_is_not_finite_has_no_name():
     with pytest.raises(ValueError):
         fingerprint({"a": math.nan})
+
+
+@pytest.mark.parametrize("name", ["a", "seed", "zz"])
+@pytest.mark.parametrize("value", [0, 2.0, "parent", '"', None, [1, {"b": 2}]])
+def test_a_template_gives_the_fingerprint_of_the_whole_content(name, value):
+    content = {"b": [1, "x"], "seed": 3, "y": {"seed": 4}}
+    assert Template(content, name).fingerprint(value) == fingerprint({**content, name: value})
 
 
 def test_files_are_told_apart_by_name_content_order_and_where_one_ends(tmp_path):
