@@ -50,12 +50,14 @@ def work(
     Example: lit-llm work mlruns/studies/quickstart/places/1/manifest.json
     """
     from lit_llm.report.progress.lines import PlaceLines
-    from lit_llm.studies.launched import read_manifest
+    from lit_llm.studies.launched import ending_when_cancelled, read_manifest
     from lit_llm.studies.manifest import work_on
     from lit_llm.sweeps.places import draw_on
 
     work_here = draw_on if "sweep" in read_manifest(manifest) else work_on
-    if work_here(manifest, open_store(store), PlaceLines()):
+    with ending_when_cancelled(manifest.parent):
+        interrupted = work_here(manifest, open_store(store), PlaceLines())
+    if interrupted:
         raise typer.Exit(130)
 
 

@@ -3,7 +3,8 @@
 ```
 studies/<name>/places/<number>/   one request to an engine
     places.json                   the engine, the ids of its places, what each got
-    cancelled, ended-places       written by `cancel`, which ends whoever follows; and once all places have ended
+    cancelled                     written by `cancel`: it ends whoever follows, and the request's places
+    ended-places                  written once all places have ended
     manifest.json                 the stages to compute (a study's)
     ...                           the engine's files and the places' logs
 ```
@@ -14,9 +15,13 @@ and the engine's queue, so it may end at any time: the same command follows the 
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +108,29 @@ def cancelled_requests(study: Path) -> set[Path]:
     return {file.parent for file in (study / FOLDER).glob("*/cancelled")}
 
 
+@contextmanager
+def ending_when_cancelled(folder: Path) -> Iterator[None]:
+    """Context in which this process, a place, gets SIGTERM once its request is cancelled.
+
+    The engine stops the places that `cancel` knows; this ends those of a request whose ids were never written.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not (folder / "cancelled").exists():
+            if over.wait(ENGINE_SECONDS):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch, name="cancellation", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
 def living_places(
     study: Path, settings: LaunchSettings, launcher: Launcher | None = None
 ) -> list[tuple[Request, list[Place]]]:
@@ -122,9 +150,14 @@ def living_places(
 def cancel(study: Path, settings: LaunchSettings, grace_seconds: float) -> int:
     """Ask all places of a study or sweep to save and end. Returns their number.
 
+    Places of a request whose ids were never written, as its command was killed, end by themselves and do not count.
+
     Raises EngineError for an engine that does not answer, once the places of the others are stopped.
     """
     count, problems = 0, list[str]()
+    for folder in (study / FOLDER).glob("[0-9]*"):
+        if not (folder / "places.json").exists():
+            (folder / "cancelled").touch()
     for launcher in dict.fromkeys(request.launcher for request in requests_of(study)):
         try:
             for request, places in living_places(study, settings, launcher):

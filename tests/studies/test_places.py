@@ -106,19 +106,25 @@ def test_places_outlive_their_follower_and_are_followed_again(
 
 
 @pytest.mark.slow
-def test_cancelled_places_save_and_the_study_goes_on(write_study: Study, store: Store, engine: ProcessEngine) -> None:
-    path = write_study("cancelled", TWO, seeds=[503])
+@pytest.mark.parametrize(("name", "seed", "known"), [("cancelled", 503, 1), ("cancelled_unknown", 505, 0)])
+def test_cancelled_places_save_and_the_study_goes_on(
+    write_study: Study, store: Store, engine: ProcessEngine, name: str, seed: int, known: int
+) -> None:
+    """Also places that `cancel` does not know, since the command that asked for them was killed."""
+    path = write_study(name, TWO, seeds=[seed])
     path.write_text(long(path.read_text(), 300))
-    folder, stopped = store.study("cancelled"), []
+    folder, stopped = store.study(name), []
 
     class Canceller(Silent):
         def poll(self) -> None:
             if not stopped and any(read_metrics(run.last.metrics_file) for run in self.runs):
+                if not known:
+                    (folder / "places" / "1" / "places.json").unlink()
                 stopped.append(cancel(folder, LaunchSettings(), 20.0))
 
     assert on_places(path, store, engine, Canceller(), count=1).exit_code == 130
     assert len(engine.requests) == 1  # nobody asks for a place in its stead
-    assert stopped == [1]
+    assert stopped == [known]
     for process in engine.processes.values():
         assert process.wait(timeout=60) == 130
     names = [
