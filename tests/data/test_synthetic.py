@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -16,7 +17,8 @@ from lit_llm.data.config import DataConfig
 from lit_llm.data.corpora import open_corpus
 from lit_llm.data.prepare import Prepared, prepare
 from lit_llm.data.splits import SPLITS
-from lit_llm.data.synthetic import KHop, Memorisation, Recall, SelectiveCopying, Synthetic, Task
+from lit_llm.data.synthetic import Synthetic
+from lit_llm.data.synthetic_tasks import Arithmetic, Brackets, KHop, Memorisation, Recall, SelectiveCopying, Task
 from lit_llm.data.tokenizers import Symbols
 
 EXAMPLES = 300
@@ -27,7 +29,7 @@ FUZZY = Recall(pairs=5, questions=2, source_length=40, key_length=3, value_lengt
 COPYING = SelectiveCopying(tokens=8, source_length=8)
 TASKS = [
     MQAR, IN_CONTEXT, NOISY, FUZZY, SelectiveCopying(), COPYING, Memorisation(),
-    KHop(), KHop(hops=5, nodes=6, questions=6),
+    KHop(), KHop(hops=5, nodes=6, questions=6), Arithmetic(), Brackets(), Brackets(open=9, source_length=9),
 ]  # fmt: skip
 
 
@@ -126,6 +128,45 @@ def test_following_the_edges_of_the_source_leads_to_the_answer(hops: int) -> Non
             assert node == end
 
 
+@pytest.mark.parametrize("task", [Arithmetic(numbers=2), Arithmetic(numbers=9, modulus=11)], ids=str)
+def test_python_computes_the_same_value_of_an_expression(task: Arithmetic) -> None:
+    shapes = set()
+    for source, [answer] in examples_of(task):
+        left = source.copy()
+
+        def infix(left: list[int] = left) -> str:
+            symbol = left.pop(0)
+            return f"({infix()} {'+-*'[symbol - task.modulus]} {infix()})" if symbol >= task.modulus else str(symbol)
+
+        assert eval(infix()) % task.modulus == answer
+        assert not left
+        shapes.add(tuple(symbol >= task.modulus for symbol in source))
+    assert (len(shapes) > 1) == (task.numbers > 2)
+
+
+@pytest.mark.parametrize("task", [Brackets(), Brackets(open=1, source_length=7, types=1)], ids=str)
+def test_the_answer_leaves_no_bracket_when_pairs_are_struck_out(task: Brackets) -> None:
+    def text(symbols: list[int]) -> str:
+        return "".join("([{<)]}>"[symbol % task.types + 4 * (symbol >= task.types)] for symbol in symbols)
+
+    def struck_out(word: str) -> str:
+        while (shorter := re.sub(r"\(\)|\[\]|\{\}|<>", "", word)) != word:
+            word = shorter
+        return word
+
+    for source, target in examples_of(task):
+        assert len(struck_out(text(source))) == task.open
+        assert struck_out(text([*source, *target])) == ""
+
+
+def test_every_word_of_brackets_is_as_likely() -> None:
+    """One bracket stays open in 5 words of 5 (a ballot sequence); each comes in a fifth of examples, to 4 errors."""
+    task = Brackets(open=1, source_length=5, types=1)
+    words = Counter(tuple(task.example(Random(f"0/{number}"), 0)[0]) for number in range(3000))
+    assert len(words) == 5
+    assert all(abs(count - 600) < 4 * np.sqrt(3000 * 0.2 * 0.8) for count in words.values())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -138,6 +179,8 @@ def test_following_the_edges_of_the_source_leads_to_the_answer(hops: int) -> Non
         ({"kind": "memorisation", "facts": 8}, "more than the 8 facts"),
         ({"kind": "k_hop", "hops": 16}, "16 lead around a cycle of 16"),
         ({"kind": "k_hop", "questions": 17}, "more than the 16 nodes"),
+        ({"kind": "brackets", "open": 7}, "7 open brackets and pairs of closed ones do not fill a source of 30"),
+        ({"kind": "brackets", "open": 32}, "do not fill a source of 30"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
