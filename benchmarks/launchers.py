@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import get_args
 
-from run_overhead import STUDY, timing
+from run_overhead import STUDY, timing, write_corpus
 
 from lit_llm.launch.engine import EngineError, Needs
 from lit_llm.launch.settings import Launcher, engine_of, launch_settings
@@ -61,8 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number in range(200):  # enough that each split has some
-            (folder / f"{number}.txt").write_text(f"it was the best of times number {number} " * 40)
+        write_corpus(folder)
         measure(folder, "local", 0, [0])  # tokenises, opens MLflow, starts the fork server
         seeds = itertools.count(1)
         walls: dict[str, list[float]] = {}

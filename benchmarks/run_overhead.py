@@ -67,10 +67,14 @@ trainer.fit(Plain(seed), loader, loader)
 """
 
 
+def write_corpus(folder: Path) -> None:
+    """Text of which each split gets some."""
+    for number in range(200):
+        (folder / f"{number}.txt").write_text(f"it was the best of times number {number} " * 40)
+
+
 def study(folder: Path, first: int, count: int) -> list[dict[str, float]]:
     """Run `count` seeds one at a time; for each the time it finished at, and its seconds of work."""
-    for number in range(40):
-        (folder / f"{number}.txt").write_text(f"it was the best of times number {number} " * 200)
     path = folder / "overhead.yaml"
     path.write_text(STUDY.format(corpus=f"{folder}/*.txt", seeds=list(range(first, first + count))))
     finished = run_study(load_study(path), Store(folder / "store"), observer=Observer(), max_parallel=1)
@@ -90,6 +94,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        write_corpus(folder)
         study(folder, 0, 1)  # tokenises, opens MLflow, starts the fork server
         runs = study(folder, 1, options.runs)
         # One at a time, so each run's wall time is from the end of the one before it.
