@@ -74,12 +74,11 @@ def components_of(stack: str) -> list[LayerComponent]:
     return [component for component in COMPONENTS.values() if stack in component.stacks]
 
 
-def modules_outside() -> list[str]:
-    """Python modules of other packages' components. The fork server imports them in advance."""
+def modules_of_parts() -> list[str]:
+    """Python modules of the parts of layers, other packages' included. The fork server imports them in advance."""
     modules, classes = set[str](), [Part]
     while classes:
         classes += (part := classes.pop()).__subclasses__()
-        if part.__module__.partition(".")[0] in PACKAGES.values():
-            places = [*getattr(part, "modules", {}).values(), getattr(part, "module", None)]
-            modules |= {place.partition(":")[0] for place in places if isinstance(place, str)}
+        places = [*getattr(part, "modules", {}).values(), getattr(part, "module", None)]
+        modules |= {place.partition(":")[0] for place in places if isinstance(place, str)}
     return sorted(modules)

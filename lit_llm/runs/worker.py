@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from lit_llm.components.registry import modules_outside
+from lit_llm.components.registry import modules_of_parts
 from lit_llm.launch import ask_coordinator, stop_requested
 from lit_llm.runs.run_one_stage import run_one
 from lit_llm.store.disk import check_exists
@@ -19,7 +19,7 @@ from lit_llm.store.store import Store
 
 def preloaded() -> list[str]:
     """Modules that every stage needs, imported once by the fork server."""
-    return [__name__, "lit_llm.runs.stages", *modules_outside()]
+    return [__name__, "lit_llm.runs.stages", "safetensors.torch", *modules_of_parts()]
 
 
 Judged = Literal["validations", "seeds"] | None

@@ -96,10 +96,10 @@ for family, overrides, problem in (
 with pytest.raises(ValueError, match="a moving average is causal"):
     build("decllm", "decoder.average=plain")(tokens, prefix_length=3)
 
-from lit_llm.components.registry import PACKAGES, modules_outside
+from lit_llm.components.registry import PACKAGES, modules_of_parts
 from lit_llm.runs.worker import preloaded
 assert PACKAGES == {key: "other_roles" for key in ("low_rank", "smooth", "average")}
-assert modules_outside() == ["other_roles.module"] and "other_roles.module" in preloaded()
+assert "other_roles.module" in modules_of_parts() and "other_roles.module" in preloaded()
 
 from lit_llm.experiment.load import load_experiment
 from lit_llm.runs.provenance import OUTSIDE_CODE, provenance
