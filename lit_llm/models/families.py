@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, TypedDict, Unpack, cast
 
 import torch
@@ -22,6 +23,8 @@ class LanguageModel(nn.Module, ABC):
 
     stack: type[Stack] = Stack
     """Class of the decoder's stack."""
+    compiled_terms: Callable[..., Tensor] | None = None
+    """The loss's `terms_of_rows` where training compiles it."""
 
     def __init__(self, config: ResolvedModel) -> None:
         super().__init__()
@@ -40,7 +43,7 @@ class LanguageModel(nn.Module, ABC):
     def unembedding(self) -> Unembedding:
         """Maps hidden states to logits."""
         weight_VD = self.embedding.weight if self.output is None else self.output.weight
-        return Unembedding(weight_VD, self.output_bias, self.config.output.softcap, self.head)
+        return Unembedding(weight_VD, self.output_bias, self.config.output.softcap, self.head, self.compiled_terms)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """B x T ids -> B x T x D, the input of the first layer."""

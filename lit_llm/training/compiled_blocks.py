@@ -1,4 +1,4 @@
-"""Compile the blocks of a model for training.
+"""Compile the blocks of a model and its loss for training.
 
 A block is compiled, not the model: layers of the same shape share one graph, so that compiling costs as much for two
 layers as for thirty. All that depends on lengths is made before the layers, by `LayerPart.prepare`.
@@ -10,21 +10,23 @@ a graph of one length that is replaced when a second length comes, is not used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_llm.models.stacks import Block, Stack, apply_block
+from lit_llm.components.loss.module import terms_of_rows
+from lit_llm.models.families import LanguageModel
+from lit_llm.models.stacks import Stack, apply_block
 
 GRAPHS = 8
 """Most graphs for each layer: kinds of masks (documents, padding, neither), and sizes of micro-batches. A run that
 would need more stops with an error, since torch would go on eagerly."""
 
 
-def compile_blocks(model: nn.Module, lengths_vary: bool, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile the model's blocks for training; evaluations stay eager. Names of parameters do not change.
+def compile_blocks(model: LanguageModel, lengths_vary: bool, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile the model's blocks and loss for training; evaluations stay eager. Names of parameters do not change.
 
     lengths_vary: whether batches differ in their numbers of tokens. backend: one of torch's, or a test's.
     """
@@ -43,15 +45,21 @@ def compile_blocks(model: nn.Module, lengths_vary: bool, backend: str | Callable
     stacks = [module for module in model.modules() if isinstance(module, Stack)]
     torch.compiler.reset()  # graphs of an earlier model in this process would count
     dynamo.recompile_limit = GRAPHS * sum(len(stack.layers) for stack in stacks)
-    compiled = torch.compile(apply_block, fullgraph=True, dynamic=lengths_vary, backend=backend)
 
-    def apply(block: Block, x_BTD: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        try:
-            return compiled(block, x_BTD, inputs)
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            reason = str(error).strip().partition("\n")[0]
-            message = f"a block could not be compiled ({reason}); set training.execution.kernels to auto in all arms"
-            raise RuntimeError(message) from error
+    def compiled(function: Callable[..., Tensor], what: str, dynamic: bool) -> Callable[..., Tensor]:
+        graph = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=backend)
 
+        def call(*inputs: Any) -> Tensor:
+            try:
+                return graph(*inputs)
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+                reason = str(error).strip().partition("\n")[0]
+                message = f"{what} could not be compiled ({reason}); set training.execution.kernels to auto in all arms"
+                raise RuntimeError(message) from error
+
+        return call
+
+    apply = compiled(apply_block, "a block", lengths_vary)
     for stack in stacks:
         stack.apply_in_training = apply
+    model.compiled_terms = compiled(terms_of_rows, "the loss", True)  # a batch's last rows are fewer

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
@@ -16,6 +17,7 @@ from torch.testing import assert_close
 
 from lit_llm.components.attention import query_blocks
 from lit_llm.components.layer_part import LayerPart
+from lit_llm.components.loss.module import LossWeights, target_loss
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
@@ -146,6 +148,28 @@ def test_a_block_is_one_graph_for_every_length_with_the_eager_gradient(case: str
     """Judges: dynamo's counter and autograd. Traced whole, so that a break of the graph is an error."""
     family, overrides, batches, kinds = CASES[case]
     assert check(build(family, *overrides), batches) == [kinds] * len(batches)
+
+
+def test_the_loss_is_one_graph_for_any_number_of_targets() -> None:
+    """Judge: torch's cross-entropy and logsumexp in float64, and autograd."""
+    counter, model = CompileCounterWithBackend("aot_eager"), build("decllm").double()
+    compile_blocks(model, True, counter)
+    weights = LossWeights(squares=0.1)
+    for tokens in (5, 8, 31):
+        hidden_BTD, targets_BT = torch.randn(2, tokens, model.config.d_model).double(), ids(2, tokens)
+        places_N = torch.arange(0, 2 * tokens, 2)
+        states = [hidden_BTD.clone().requires_grad_() for _ in range(2)]
+        losses = target_loss(states[0], model.unembedding, (targets_BT, places_N), weights)
+        logits_NV = model.unembedding(states[1]).flatten(0, 1)[places_N]
+        nats = F.cross_entropy(logits_NV, targets_BT.flatten()[places_N], reduction="sum")
+        expected = nats + 0.1 * logits_NV.logsumexp(-1).square().sum()
+        assert_close(losses.objective, expected, check_dtype=False, rtol=1e-6, atol=0)
+        found, wanted = (
+            torch.autograd.grad(each, [state, model.unembedding.weight_VD])
+            for each, state in zip((losses.objective, expected), states, strict=True)
+        )
+        assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize(("precision", "rounding"), [("bf16", 1e-2), ("fp32", 1e-6)])

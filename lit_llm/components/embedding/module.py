@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,8 @@ class Unembedding:
     bias_V: Tensor | None = None
     softcap: float | None = None
     head: Head | None = None
+    compiled_terms: Callable[..., Tensor] | None = None
+    """`terms_of_rows` of the loss, compiled for training."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """... x D -> ... x V."""

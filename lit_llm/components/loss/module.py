@@ -121,7 +121,7 @@ def _chunks(unembedding: Unembedding, *rows: Tensor) -> Iterator[tuple[Tensor, .
 
 
 class _Terms(NamedTuple):
-    """Losses of a chunk, and the gradient of its objective with respect to its logits, by their formulas."""
+    """Losses of a chunk, and the gradient of its objective with respect to its logits."""
 
     unembedding: Unembedding
     weights: LossWeights
@@ -130,35 +130,47 @@ class _Terms(NamedTuple):
     def of_chunk(self, logits_NV: Tensor, targets_N: Tensor, *states_NE: Tensor) -> Tensor:
         """(objective, nats, squares, divergence) as one vector; the logits become their gradient."""
         columns = [logits_NV, targets_N[:, None]]
+        temperature = 1.0
         if self.teacher is not None:
             columns.append(self.teacher.unembedding(states_NE[0]))
+            temperature = self.teacher.temperature
+        if (compiled := self.unembedding.compiled_terms) is not None:  # it passes over a row at a time by itself
+            sums: Tensor = compiled(self.weights, temperature, *columns)
+            return sums
         size = pass_rows(logits_NV.shape[-1], logits_NV.device.type)
         parts = zip(*(column.split(size) for column in columns), strict=True)
-        return torch.stack([self._of_rows(*part) for part in parts]).sum(0)
+        return torch.stack([terms_of_rows(self.weights, temperature, *part) for part in parts]).sum(0)
 
-    def _of_rows(self, logits_NV: Tensor, target_N1: Tensor, taught_NV: Tensor | None = None) -> Tensor:
-        weights, divergence, added = self.weights, logits_NV.new_zeros((), dtype=torch.float32), None
-        x_NV = logits_NV.float()  # float32 logits themselves
-        if self.teacher is not None and taught_NV is not None:
-            t = self.teacher.temperature
-            log_p_NV, log_q_NV = (taught_NV.float() / t).log_softmax(-1), (x_NV / t).log_softmax(-1)
-            divergence = F.kl_div(log_q_NV, log_p_NV, reduction="sum", log_target=True) * t**2
-            added = log_q_NV.exp_().sub_(log_p_NV.exp_()).mul_(weights.divergence * t)
-        largest_N1 = x_NV.amax(-1, keepdim=True)
-        shifted_N1 = x_NV.sub_(largest_N1).gather(-1, target_N1)
-        sum_N1 = x_NV.exp_().sum(-1, keepdim=True)
-        normaliser_N1 = sum_N1.log().add_(largest_N1)
-        # The target's log-probability from shifted logits: large ones would cancel.
-        nats, squares = (sum_N1.log() - shifted_N1).sum(), normaliser_N1.square().sum()
-        objective = weights.nats * nats + weights.squares * squares + weights.divergence * divergence
-        # The gradient is a multiple of the probabilities, less the weight at the target.
-        x_NV.mul_((weights.nats + 2.0 * weights.squares * normaliser_N1).div_(sum_N1))
-        x_NV.scatter_add_(-1, target_N1, torch.full_like(normaliser_N1, -weights.nats))
-        if added is not None:
-            x_NV.add_(added)
-        if x_NV.dtype != logits_NV.dtype:
-            logits_NV.copy_(x_NV)
-        return torch.stack([objective, nats, squares, divergence])
+
+def terms_of_rows(
+    weights: LossWeights, temperature: float, logits_NV: Tensor, target_N1: Tensor, taught_NV: Tensor | None = None
+) -> Tensor:
+    """(objective, nats, squares, divergence) of rows, by their formulas; the logits become the objective's gradient.
+
+    taught_NV: The teacher's logits. temperature: That of both softmaxes of the divergence.
+    """
+    divergence, added = logits_NV.new_zeros((), dtype=torch.float32), None
+    x_NV = logits_NV.float()  # float32 logits themselves
+    if taught_NV is not None:
+        t = temperature
+        log_p_NV, log_q_NV = (taught_NV.float() / t).log_softmax(-1), (x_NV / t).log_softmax(-1)
+        divergence = F.kl_div(log_q_NV, log_p_NV, reduction="sum", log_target=True) * t**2
+        added = log_q_NV.exp_().sub_(log_p_NV.exp_()).mul_(weights.divergence * t)
+    largest_N1 = x_NV.amax(-1, keepdim=True)
+    shifted_N1 = x_NV.sub_(largest_N1).gather(-1, target_N1)
+    sum_N1 = x_NV.exp_().sum(-1, keepdim=True)
+    normaliser_N1 = sum_N1.log().add_(largest_N1)
+    # The target's log-probability from shifted logits: large ones would cancel.
+    nats, squares = (sum_N1.log() - shifted_N1).sum(), normaliser_N1.square().sum()
+    objective = weights.nats * nats + weights.squares * squares + weights.divergence * divergence
+    # The gradient is a multiple of the probabilities, less the weight at the target.
+    x_NV.mul_((weights.nats + 2.0 * weights.squares * normaliser_N1).div_(sum_N1))
+    x_NV.scatter_add_(-1, target_N1, torch.full_like(normaliser_N1, -weights.nats))
+    if added is not None:
+        x_NV.add_(added)
+    if x_NV.dtype != logits_NV.dtype:
+        logits_NV.copy_(x_NV)
+    return torch.stack([objective, nats, squares, divergence])
 
 
 class _SummedOverChunks(torch.autograd.Function):
