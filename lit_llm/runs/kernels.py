@@ -15,6 +15,7 @@ from typing import NamedTuple
 from lit_llm.config.machine import compiler, compiler_name
 from lit_llm.experiment.cost import memory_of
 from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.launch.devices import has_gpu
 from lit_llm.models.resolve import resolve_model
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.memory import Shared
@@ -114,8 +115,3 @@ def _no_compiler(gpu: bool) -> str:
     if gpu and importlib.util.find_spec("triton") is None:
         return "triton is absent; `pip install triton`"
     return ""
-
-
-def has_gpu() -> bool:
-    """Whether an NVIDIA device exists, checked without torch, whose import takes seconds."""
-    return Path("/dev/nvidiactl").exists()
