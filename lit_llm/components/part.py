@@ -163,6 +163,11 @@ class Part(Section):
         return {key: getattr(self, key) for key in type(self).model_fields}
 
     @property
+    def without_flex(self) -> str | None:
+        """Reason why FlexAttention cannot compute its attention; '' where it can, None where there is no attention."""
+        return None
+
+    @property
     def smallest(self) -> dict[str, int]:
         """{size: least value to which the audit may shrink it, where a smaller one would hide what settings do}."""
         return {}
