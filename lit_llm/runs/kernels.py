@@ -47,6 +47,20 @@ def kernels_of(experiment: Experiment, stage: Trained) -> Kernels:
     return Kernels("auto" if obstacle else "compiled", obstacle)
 
 
+def kernels_note(experiment: Experiment, stage: Trained) -> str:
+    """Line on what the kernels of a stage's configuration do not compute; '' where there is nothing to say."""
+    name, obstacle = kernels_of(experiment, stage)
+    if obstacle:
+        return f"blocks are not compiled: {obstacle}"
+    if name != "flex":
+        return ""
+    reasons = [part.without_flex for part in resolve_model(experiment.model).parts if part.without_flex is not None]
+    left = [reason for reason in reasons if reason]
+    if not left:
+        return ""
+    return f"{len(left)} of {len(reasons)} kinds of attention are not computed by FlexAttention: {left[0]}"
+
+
 def compiled_saves(experiment: Experiment, stage: Trained, step: float) -> float:
     """Seconds that `kernels: compiled` saves in a stage of `auto`; 0 where it is unmeasured, impossible or slower.
 

@@ -30,7 +30,7 @@ from lit_llm.experiment.cost import cost_of, example_flops
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
-from lit_llm.runs.kernels import kernels_of, lengths_vary, training_of
+from lit_llm.runs.kernels import kernels_note, lengths_vary, training_of
 from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.ranks import LostRank, started_ranks
 from lit_llm.runs.stage_config import StageConfig
@@ -298,8 +298,8 @@ def _train(
     discard_other_provenance(
         origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file], stage.note
     )
-    if obstacle := kernels_of(experiment, name).obstacle:
-        stage.note(f"blocks are not compiled: {obstacle}")
+    if note := kernels_note(experiment, name):
+        stage.note(note)
     stage.progress_file.unlink(missing_ok=True)  # left by an attempt that stopped in its last evaluation
     began = time.perf_counter()
     initial: dict[str, float | None] = {}

@@ -170,12 +170,14 @@ def measure(
             yield timed, timing
 
 
-def steps_per_second(timed: TimedStep) -> float:
+def steps_per_second(timed: TimedStep, window: float = WINDOW_SECONDS) -> float:
     """Training steps per second of wall time in all `setting.at_once` processes together, which run at the same time.
+
+    window: seconds that each process measures, much longer than their starts are apart.
 
     Raises InputError where a measuring process fails.
     """
-    (answers,) = _answers([_request(timed) | {"window": WINDOW_SECONDS}], timed.setting)
+    (answers,) = _answers([_request(timed) | {"window": window}], timed.setting)
     return sum(answer["steps_per_second"] for answer in answers)
 
 
