@@ -23,7 +23,7 @@ of 2         ▣ ▣ · ·     window of 2   ▣ ▣ ▣ ·            ▣ ▣ �
 From a study's key to the kernel: `masks` (`objectives/config.py`) -> `prefix_length`, `documents_BT` and `open_BT`
 (`objectives/collate.py`) -> `AttentionMask` (`models/families.py`; while decoding `generation/decoding.py`,
 `kv_cache.py`; for the cross-decoder, after a prompt, `models/decoder_decoder.py`) -> with the attention's window a
-`KernelMask` (`attention/module.py`).
+`KernelMask`, or in training by FlexAttention a `FlexMask` (`attention/module.py`).
 
 A target token whose document has no source gets exactly zero from cross-attention, with or without a norm on its
 output, and no gradient flows through it.

@@ -210,6 +210,11 @@ class Part(Section):
         made = sum(shape[0] for shape in self.shapes(widths).values() if len(shape) > 1)
         return example.row * made * precision.compute
 
+    @property
+    def shares_mask(self) -> bool:
+        """True where equal parts of a stack keep the same mask, and not one each."""
+        return False
+
     def mask_bytes(self, example: Example, precision: Precision) -> float:
         """Bytes of masks that a kernel keeps as numbers, once for all sequences."""
         return 0.0

@@ -290,6 +290,10 @@ class ResolvedAttention(Part):
             return example.source
         return example.row + (example.source if self.place == "merged" else 0)
 
+    @property
+    def shares_mask(self) -> bool:
+        return self.relative_bias == "alibi" and self.softcap is None
+
     def mask_bytes(self, example: Example, precision: Precision) -> float:
         """Bytes of the mask of a window that is not computed as a band, and of a bias that is not learned."""
         if self.relative_bias == "alibi" and self.softcap is None:
