@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_llm.runs.kernels import has_gpu
+from lit_llm.launch.devices import has_gpu
 from lit_llm.store.store import Store
 from lit_llm.tracking import mlflow_database
 from lit_llm.tracking.address import resolved, sqlite_address

@@ -62,7 +62,7 @@ def bench(
     Example: lit-llm bench training decode --size tiny --turns 5 --figure bench
     """
     from lit_llm.bench.settings import SIZES, BenchSettings, lengths_from, what_of
-    from lit_llm.runs.kernels import has_gpu
+    from lit_llm.launch.devices import has_gpu
 
     chosen = device or ("cuda" if has_gpu() else "cpu")
     allowed = {"--size": (size, [*SIZES]), "--precision": (precision, ["fp32", "bf16"])}

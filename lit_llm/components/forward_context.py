@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from lit_llm.components.flex import FlexAttention
 from lit_llm.components.kv_cache import CacheLengths, KeyValues, StackCache
 from lit_llm.components.masks import AttentionMask
 from lit_llm.components.rope import Frequencies, Rotation, rotation_at
@@ -67,6 +68,8 @@ class ForwardContext:
         self.dtype = compute_dtype(x_BTD)
         self.shared_kv: tuple[Tensor, Tensor] | None = None
         """Keys and values for the layers that share them."""
+        self.flex: FlexAttention | None = None
+        """FlexAttention, where attention in this pass is computed by it."""
         self.stack_modules: Mapping[str, nn.Module] = {}
         """Modules that a stack has once for all its layers."""
         self._made: dict[Hashable, Any] = {}

@@ -23,7 +23,7 @@ of 2         ▣ ▣ · ·     window of 2   ▣ ▣ ▣ ·            ▣ ▣ �
 From a study's key to the kernel: `masks` (`objectives/config.py`) -> `prefix_length`, `documents_BT` and `open_BT`
 (`objectives/collate.py`) -> `AttentionMask` (`models/families.py`; while decoding `generation/decoding.py`,
 `kv_cache.py`; for the cross-decoder, after a prompt, `models/decoder_decoder.py`) -> with the attention's window a
-`KernelMask` (`attention/module.py`).
+`KernelMask`, or in training by FlexAttention a `FlexMask` (`attention/module.py`).
 
 A target token whose document has no source gets exactly zero from cross-attention, with or without a norm on its
 output, and no gradient flows through it.
@@ -46,6 +46,10 @@ class Mask(Protocol):
     @property
     def documents(self) -> tuple[Tensor, Tensor] | None:
         """Document numbers (of the queries, of the keys); None where every query sees a key."""
+
+    @property
+    def plain(self) -> bool:
+        """True for a triangle or no mask at all, which fused kernels compute without a tensor."""
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
         """Visible keys of the queries `first` to `last` (exclusive).
@@ -86,6 +90,14 @@ class AttentionMask:
     def by_length(self) -> bool:
         """True where every query sees the first keys of its row, as many as `key_lengths`, and nothing else decides."""
         return not self.causal and self.prefix is None and self.documents is None and self.window is None
+
+    @property
+    def plain(self) -> bool:
+        """True for a triangle or no mask at all, as `Mask.plain`."""
+        if self.key_lengths is not None or self.documents is not None or self.window is not None:
+            return False
+        # A prefix of one token changes nothing.
+        return not self.causal or (not isinstance(self.prefix, Tensor) and (self.prefix or 0) <= 1)
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
         """Keys that the queries see, as `Mask.rows` returns them."""
@@ -151,6 +163,7 @@ class MergedMask:
     source_keys: int
     """Number of the source's keys; they are the first ones."""
     documents: None = None
+    plain: bool = False
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
         """Keys that the queries see, as `Mask.rows` returns them."""
@@ -181,7 +194,13 @@ class KernelMask:
     """
 
     def __init__(
-        self, mask: Mask, size: tuple[int, int], like: tuple[torch.dtype, torch.device], *, scores: bool, bias: bool
+        self,
+        mask: Mask,
+        size: tuple[int, int],
+        like: tuple[torch.dtype, torch.device],
+        *,
+        scores: bool,
+        bias: Tensor | bool,
     ) -> None:
         """Compute the tensors of a mask.
 
@@ -190,18 +209,22 @@ class KernelMask:
             size: Numbers of queries and of keys.
             like: Dtype of the scores, and their device.
             scores: Whether the scores are computed as a tensor.
-            bias: Whether a bias is added to them.
+            bias: The bias on the scores that all layers share, H x T x S or B x H x T x S; True where each layer adds
+                its own; False where there is none.
         """
         (queries, keys), (dtype, device) = size, like
         self.mask = mask
-        self.kernel: Kernel | Literal["scores"] = "scores" if scores else mask.kernel(bias, queries, keys)
+        self.bias = bias if isinstance(bias, Tensor) else None
+        """Bias that all layers share; part of `added`, unless the scores are computed as a tensor."""
+        biased = self.bias is not None or bias is True
+        self.kernel: Kernel | Literal["scores"] = "scores" if scores else mask.kernel(biased, queries, keys)
         self.prefix, self.window, self.causal = 0, None, False
         self.visible: Tensor | None = None
         """Boolean mask for the kernel; with kernel `causal` it covers only the queries after the prefix. None where all
         keys are visible, or where `added` is used."""
         self.added: Tensor | None = None
-        """Additive mask, 0 or -inf, in the scores' dtype, made once since kernels copy a boolean mask. Only with
-        documents."""
+        """Additive mask in the scores' dtype: 0 or -inf, made once since kernels copy a boolean mask, plus the shared
+        bias. Only with documents or such a bias."""
         self.fully_masked: Tensor | None = None
         """B x 1 x T x 1, with documents: queries that see no key. For the kernel they see all keys, since it may return
         zeros or NaN for fully masked rows; their output is then set to zero."""
@@ -227,3 +250,11 @@ class KernelMask:
                 else:
                     self.added = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
                     self.visible = None
+            if self.bias is not None and not scores:
+                self.added, self.visible = self.with_bias(self.bias.to(dtype)), None
+
+    def with_bias(self, bias: Tensor) -> Tensor:
+        """Additive mask with this bias: H x T x S, or B x H x T x S."""
+        if self.added is not None:
+            return bias + self.added
+        return bias if self.visible is None else bias.masked_fill(~self.visible, -torch.inf)

@@ -163,6 +163,11 @@ class Part(Section):
         return {key: getattr(self, key) for key in type(self).model_fields}
 
     @property
+    def without_flex(self) -> str | None:
+        """Reason why FlexAttention cannot compute its attention; '' where it can, None where there is no attention."""
+        return None
+
+    @property
     def smallest(self) -> dict[str, int]:
         """{size: least value to which the audit may shrink it, where a smaller one would hide what settings do}."""
         return {}
@@ -204,6 +209,11 @@ class Part(Section):
         """
         made = sum(shape[0] for shape in self.shapes(widths).values() if len(shape) > 1)
         return example.row * made * precision.compute
+
+    @property
+    def shares_mask(self) -> bool:
+        """True where equal parts of a stack keep the same mask, and not one each."""
+        return False
 
     def mask_bytes(self, example: Example, precision: Precision) -> float:
         """Bytes of masks that a kernel keeps as numbers, once for all sequences."""

@@ -26,6 +26,11 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(len(present))]
 
 
+def has_gpu() -> bool:
+    """True where this process may use an NVIDIA GPU, without torch, whose import takes seconds."""
+    return bool(visible_gpus())
+
+
 def machine_slots(count: int, use_gpus: bool = True) -> list[dict[str, str]]:
     """`count` slots of this machine, each with its environment variables; spread over the GPUs in turn, if any."""
     gpus = visible_gpus() if use_gpus else []

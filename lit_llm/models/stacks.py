@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lit_llm.components.flex import FlexAttention
 from lit_llm.components.forward_context import CacheRows, ForwardContext, cast_once
 from lit_llm.components.kv_cache import Cache, StackCache
 from lit_llm.components.layer_part import LayerPart, build_part
@@ -113,6 +114,8 @@ class Stack(nn.Module):
         """Whether only each layer's input is kept for the backward pass, which then computes the layer again."""
         self.apply_in_training: Callable[[Block, Tensor, Mapping[str, Any]], Tensor] = apply_block
         """Computes a block in training: `apply_block`, or that function compiled."""
+        self.flex_in_training: FlexAttention | None = None
+        """FlexAttention, where it computes attention in training."""
 
     def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
         """B x T x D -> B x T x D, in training, evaluation and cached decoding alike."""
@@ -143,12 +146,14 @@ class Stack(nn.Module):
 
     def _run(self, x_BTD: Tensor, context: ForwardContext, first: int, last: int) -> Tensor:
         """Run the layers `first` to `last` (exclusive), after preparing the inputs of all of them."""
+        # Evaluations run eagerly: their shapes and hooks would compile further graphs.
+        trains = self.training and torch.is_grad_enabled()
+        apply = self.apply_in_training if trains else apply_block
+        context.flex = self.flex_in_training if trains else None
         context.stack_modules = {name: getattr(self, name) for name in self.shared}
         blocks = self._blocks()[first:last]
         kept = [{}] * len(blocks) if context.cache is None else context.cache.layers[first:last]
         inputs = [block.prepare(context, cache) for block, cache in zip(blocks, kept, strict=True)]
-        # Evaluations run eagerly: their shapes and hooks would compile further graphs.
-        apply = self.apply_in_training if self.training and torch.is_grad_enabled() else apply_block
         for block, prepared in zip(blocks, inputs, strict=True):
             if self.recompute and torch.is_grad_enabled():
                 # `checkpoint` keeps the state of the random generators, so that dropout drops the same entries again.

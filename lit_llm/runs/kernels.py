@@ -15,6 +15,7 @@ from typing import NamedTuple
 from lit_llm.config.machine import compiler, compiler_name
 from lit_llm.experiment.cost import memory_of
 from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.launch.devices import has_gpu
 from lit_llm.models.resolve import resolve_model
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.memory import Shared
@@ -44,6 +45,20 @@ def kernels_of(experiment: Experiment, stage: Trained) -> Kernels:
     if strategy_of(experiment, stage) == "fsdp":
         obstacle = "with fsdp a block gathers its parameters, which torch does not compile"
     return Kernels("auto" if obstacle else "compiled", obstacle)
+
+
+def kernels_note(experiment: Experiment, stage: Trained) -> str:
+    """Line on what the kernels of a stage's configuration do not compute; '' where there is nothing to say."""
+    name, obstacle = kernels_of(experiment, stage)
+    if obstacle:
+        return f"blocks are not compiled: {obstacle}"
+    if name != "flex":
+        return ""
+    reasons = [part.without_flex for part in resolve_model(experiment.model).parts if part.without_flex is not None]
+    left = [reason for reason in reasons if reason]
+    if not left:
+        return ""
+    return f"{len(left)} of {len(reasons)} kinds of attention are not computed by FlexAttention: {left[0]}"
 
 
 def compiled_saves(experiment: Experiment, stage: Trained, step: float) -> float:
@@ -114,8 +129,3 @@ def _no_compiler(gpu: bool) -> str:
     if gpu and importlib.util.find_spec("triton") is None:
         return "triton is absent; `pip install triton`"
     return ""
-
-
-def has_gpu() -> bool:
-    """Whether an NVIDIA device exists, checked without torch, whose import takes seconds."""
-    return Path("/dev/nvidiactl").exists()

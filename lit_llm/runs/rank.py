@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from lit_llm.launch.child import leave_stopping_to_another
-from lit_llm.runs.ranks import DISCONNECTED, FAILED, OUT_OF_MEMORY
+from lit_llm.runs.ranks import DISCONNECTED, FAILED, OUT_OF_MEMORY, execution_of_first
 
 END_SECONDS = 5.0
 """Time after the end of rank 0 for a rank that has finished, too, to end by itself."""
@@ -43,7 +43,7 @@ def main(root: Path, fingerprint: str) -> int:
         group = DeviceGroup(rank, int(environment["WORLD_SIZE"]), local_rank, store)
         stage = Store(root).stage(fingerprint)
         frozen = load_stage_config(stage)
-        STAGES[frozen.kind](frozen, stage, Store(root), Control(follows=group))
+        STAGES[frozen.kind](frozen, stage, Store(root), Control(follows=(group, execution_of_first(store))))
     except Exception as error:
         print(f"rank {rank}:", file=sys.stderr)
         traceback.print_exc()

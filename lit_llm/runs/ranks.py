@@ -36,6 +36,8 @@ FAILED, OUT_OF_MEMORY, DISCONNECTED = 1, 12, 75
 GRACE_SECONDS = 30.0
 """Time for rank 0 to notice that it cannot communicate, and for the others to end after it."""
 NODES = "training.execution.nodes"
+_EXECUTION = "execution"
+"""Key of rank 0's execution settings in the store."""
 
 
 class LostRank(Exception):
@@ -46,6 +48,8 @@ class LostRank(Exception):
 def started_ranks(stage: Stage, execution: ExecutionConfig) -> Iterator[DeviceGroup]:
     """Context with the group of a stage's processes, of which this one is rank 0; alone for one device.
 
+    execution: settings with this machine's kernels and strategy, which all ranks take.
+
     Raises LostRank where another rank was killed, MemoryError where it ran out of memory, RuntimeError where it failed,
     and InputError where ranks on other nodes cannot be started.
     """
@@ -55,6 +59,7 @@ def started_ranks(stage: Stage, execution: ExecutionConfig) -> Iterator[DeviceGr
         yield DeviceGroup()
         return
     store = _listening_store(everywhere=execution.nodes > 1)
+    store.set(_EXECUTION, execution.model_dump_json())
     others = _Others(stage, _start(stage, execution, store.port))
     try:
         yield DeviceGroup(0, execution.ranks, 0, store, others.wait_until_ready)
@@ -64,6 +69,11 @@ def started_ranks(stage: Stage, execution: ExecutionConfig) -> Iterator[DeviceGr
         raise
     finally:
         others.end()
+
+
+def execution_of_first(store: torch.distributed.Store) -> ExecutionConfig:
+    """Rank 0's execution settings with its kernels and strategy, which another node might choose otherwise."""
+    return ExecutionConfig.model_validate_json(store.get(_EXECUTION))
 
 
 def _listening_store(everywhere: bool) -> torch.distributed.TCPStore:

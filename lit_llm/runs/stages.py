@@ -30,7 +30,7 @@ from lit_llm.experiment.cost import cost_of, example_flops
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
-from lit_llm.runs.kernels import kernels_of, lengths_vary, training_of
+from lit_llm.runs.kernels import kernels_note, lengths_vary, training_of
 from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.ranks import LostRank, started_ranks
 from lit_llm.runs.stage_config import StageConfig
@@ -38,7 +38,7 @@ from lit_llm.runs.trained_model import open_finished, write_weights
 from lit_llm.runs.warm_start import load_source_weights, windows_before
 from lit_llm.store.files import Damaged, remove
 from lit_llm.store.store import SCHEMA, MetricsFile, Stage, Store, finite, read_json, write_json, write_text
-from lit_llm.training.config import TrainingConfig
+from lit_llm.training.config import ExecutionConfig, TrainingConfig
 from lit_llm.training.devices import DeviceGroup
 from lit_llm.training.fit import Evaluate, ShouldPrune, StepCost, TrainResult, accelerator_of, fit
 from lit_llm.training.module import WarmStart
@@ -52,8 +52,9 @@ class Control:
 
     should_stop: ShouldStop = lambda: False
     should_prune: ShouldPrune | None = None
-    follows: DeviceGroup | None = None
-    """The group of a process that only helps another one, rank 0: it writes nothing, and rank 0 decides."""
+    follows: tuple[DeviceGroup, ExecutionConfig] | None = None
+    """The group of a process that only helps another one, rank 0: it writes nothing, and rank 0 decides; with rank 0's
+    execution settings."""
 
 
 def pretrain(frozen: StageConfig, stage: Stage, store: Store, control: Control) -> dict[str, Any]:
@@ -272,7 +273,10 @@ def _train(
     """Train one stage. Returns the result for result.json. weights: digest of the initial weights."""
     started = time.time()
     experiment, section = frozen.experiment, frozen.experiment.section(name)
-    training = training_of(experiment, name)
+    if control.follows is None:
+        training = training_of(experiment, name)
+    else:
+        training = section.training.model_copy(update={"execution": control.follows[1]})
     train = partial(
         fit,
         model,
@@ -288,14 +292,14 @@ def _train(
         lengths_vary=lengths_vary(experiment, name),
     )
     if control.follows is not None:
-        train(group=control.follows)
+        train(group=control.follows[0])
         return {}
     origin = provenance(experiment, name, weights=weights)
     discard_other_provenance(
         origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file], stage.note
     )
-    if obstacle := kernels_of(experiment, name).obstacle:
-        stage.note(f"blocks are not compiled: {obstacle}")
+    if note := kernels_note(experiment, name):
+        stage.note(note)
     stage.progress_file.unlink(missing_ok=True)  # left by an attempt that stopped in its last evaluation
     began = time.perf_counter()
     initial: dict[str, float | None] = {}

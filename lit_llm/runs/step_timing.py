@@ -30,9 +30,9 @@ from pydantic import TypeAdapter
 from lit_llm.config.hashing import fingerprint, user_cache, write_cached
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.schema import Experiment, Trained
-from lit_llm.launch import cores
+from lit_llm.launch.devices import cores, has_gpu
 from lit_llm.models.resolve import resolve_model
-from lit_llm.runs.kernels import has_gpu, kernels_of, lengths_vary, training_of
+from lit_llm.runs.kernels import kernels_of, lengths_vary, training_of
 from lit_llm.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -170,12 +170,14 @@ def measure(
             yield timed, timing
 
 
-def steps_per_second(timed: TimedStep) -> float:
+def steps_per_second(timed: TimedStep, window: float = WINDOW_SECONDS) -> float:
     """Training steps per second of wall time in all `setting.at_once` processes together, which run at the same time.
+
+    window: seconds that each process measures, much longer than their starts are apart.
 
     Raises InputError where a measuring process fails.
     """
-    (answers,) = _answers([_request(timed) | {"window": WINDOW_SECONDS}], timed.setting)
+    (answers,) = _answers([_request(timed) | {"window": window}], timed.setting)
     return sum(answer["steps_per_second"] for answer in answers)
 
 

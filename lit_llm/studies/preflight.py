@@ -12,12 +12,11 @@ from lit_llm.data.record_files import SKIPPED
 from lit_llm.evaluation.task_names import check_names
 from lit_llm.launch.devices import visible_gpus
 from lit_llm.runs.fingerprints import digest_of_examples, digests_of_texts, identity_of_data
-from lit_llm.runs.kernels import has_gpu
 from lit_llm.runs.leaks import leaks_of, prepared_examples, same_tokenizer, texts_of
 from lit_llm.store.store import Store, read_json
 from lit_llm.studies.audit.findings import Finding
 from lit_llm.studies.load import Ablation, Arm
-from lit_llm.training.kernels import liger_obstacle
+from lit_llm.training.kernels import kernel_obstacle
 
 
 def check_kernels(ablation: Ablation, arms: Collection[str] | None = None) -> None:
@@ -30,11 +29,9 @@ def check_kernels(ablation: Ablation, arms: Collection[str] | None = None) -> No
             with collect_errors(problems), _errors_located(arm, f"{stage}.training.execution"):
                 if gpus and len(gpus) < execution.devices:
                     raise InputError(Problem(f"{execution.devices}, but this machine has {len(gpus)} GPUs", "devices"))
-            if execution.kernels == "liger":
-                obstacle = liger_obstacle(execution.accelerator != "cpu" and has_gpu())
-                with collect_errors(problems), _errors_located(arm, f"{stage}.training.execution"):
-                    if obstacle:
-                        raise InputError(Problem(obstacle, "kernels"))
+            with collect_errors(problems), _errors_located(arm, f"{stage}.training.execution"):
+                if obstacle := kernel_obstacle(execution.kernels, on_gpu=bool(gpus)):
+                    raise InputError(Problem(obstacle, "kernels"))
     if problems:
         raise InputError(*problems)
 

@@ -1,4 +1,4 @@
-"""Compile the blocks of a model and its loss for training.
+"""Compile the blocks of a model and its loss for training, or its masked attention alone.
 
 A block is compiled, not the model: layers of the same shape share one graph, so that compiling costs as much for two
 layers as for thirty. All that depends on lengths is made before the layers, by `LayerPart.prepare`.
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_llm.components.flex import FlexAttention
 from lit_llm.components.loss.module import terms_of_rows
 from lit_llm.models.families import LanguageModel
 from lit_llm.models.stacks import Stack, apply_block
@@ -23,16 +24,19 @@ from lit_llm.models.stacks import Stack, apply_block
 GRAPHS = 8
 """Most graphs for each layer: kinds of masks (documents, padding, neither), and sizes of micro-batches. A run that
 would need more stops with an error, since torch would go on eagerly."""
+ATTENTION_GRAPHS = 128
+"""Most graphs of FlexAttention for a model: kinds of scores, times sizes of queries, keys and micro-batches."""
+
+Backend = str | Callable[..., Any]
+"""One of torch's backends, or a test's."""
 
 
-def compile_blocks(model: LanguageModel, lengths_vary: bool, backend: str | Callable[..., Any] = "inductor") -> None:
+def compile_blocks(model: LanguageModel, lengths_vary: bool, backend: Backend = "inductor") -> None:
     """Compile the model's blocks and loss for training; evaluations stay eager. Names of parameters do not change.
 
-    lengths_vary: whether batches differ in their numbers of tokens. backend: one of torch's, or a test's.
+    lengths_vary: whether batches differ in their numbers of tokens.
     """
     # Imported here, since they take seconds.
-    from torch._dynamo import config as dynamo
-    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch._inductor import config as inductor
     from torch.fx.experimental import _config as shapes
 
@@ -40,26 +44,62 @@ def compile_blocks(model: LanguageModel, lengths_vary: bool, backend: str | Call
     shapes.use_duck_shape = False
     # Dropout drops the entries that it drops eagerly, so it stays paired between arms.
     inductor.fallback_random = True
-    # A block is a few kernels: a pool of compiling processes costs more than it saves, and would outlive a stopped run.
-    inductor.compile_threads = 1
-    stacks = [module for module in model.modules() if isinstance(module, Stack)]
-    torch.compiler.reset()  # graphs of an earlier model in this process would count
-    dynamo.recompile_limit = GRAPHS * sum(len(stack.layers) for stack in stacks)
-
-    def compiled(function: Callable[..., Tensor], what: str, dynamic: bool) -> Callable[..., Tensor]:
-        graph = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=backend)
-
-        def call(*inputs: Any) -> Tensor:
-            try:
-                return graph(*inputs)
-            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-                reason = str(error).strip().partition("\n")[0]
-                message = f"{what} could not be compiled ({reason}); set training.execution.kernels to auto in all arms"
-                raise RuntimeError(message) from error
-
-        return call
-
-    apply = compiled(apply_block, "a block", lengths_vary)
+    stacks = _stacks_of(model)
+    _begin(GRAPHS * sum(len(stack.layers) for stack in stacks))
+    apply = _compiled(apply_block, "a block", lengths_vary, backend)
     for stack in stacks:
         stack.apply_in_training = apply
-    model.compiled_terms = compiled(terms_of_rows, "the loss", True)  # a batch's last rows are fewer
+    model.compiled_terms = _compiled(terms_of_rows, "the loss", True, backend)  # a batch's last rows are fewer
+
+
+def compile_attention(model: LanguageModel, lengths_vary: bool, backend: Backend = "inductor") -> None:
+    """Compute the model's masked attention in training by FlexAttention, compiled; the rest of its blocks stays eager.
+
+    lengths_vary: whether batches differ in their numbers of rows or tokens.
+    """
+    flex = compiled_flex(lengths_vary, backend)
+    for stack in _stacks_of(model):
+        stack.flex_in_training = flex
+
+
+def compiled_flex(lengths_vary: bool, backend: Backend = "inductor") -> FlexAttention:
+    """FlexAttention as `compile_attention` takes it."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    _begin(ATTENTION_GRAPHS)
+    return FlexAttention(_compiled(flex_attention, "attention", False, backend), lengths_vary)
+
+
+def _stacks_of(model: LanguageModel) -> list[Stack]:
+    return [module for module in model.modules() if isinstance(module, Stack)]
+
+
+def _begin(graphs: int) -> None:
+    """Forget the graphs of an earlier model in this process, which would count, and allow so many for each function."""
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
+
+    # A graph is a few kernels: a pool of compiling processes costs more than it saves, and would outlive a stopped run.
+    inductor.compile_threads = 1
+    torch.compiler.reset()
+    dynamo.recompile_limit = graphs
+
+
+def _compiled(function: Callable[..., Tensor], what: str, dynamic: bool, backend: Backend) -> Callable[..., Tensor]:
+    """The function compiled whole, whose errors name the next step.
+
+    what: its name in an error. dynamic: whether a graph is of any size, not of one.
+    """
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    graph = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=backend)
+
+    def call(*inputs: Any, **named: Any) -> Tensor:
+        try:
+            return graph(*inputs, **named)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            reason = str(error).strip().partition("\n")[0]
+            message = f"{what} could not be compiled ({reason}); set training.execution.kernels to auto in all arms"
+            raise RuntimeError(message) from error
+
+    return call

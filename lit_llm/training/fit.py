@@ -26,11 +26,11 @@ from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.collate import Batch
 from lit_llm.store.store import MetricsFile
 from lit_llm.training.checkpoints import Checkpoints, newest_checkpoint
-from lit_llm.training.compiled_blocks import compile_blocks
+from lit_llm.training.compiled_blocks import compile_attention, compile_blocks
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
 from lit_llm.training.devices import DeviceGroup, Sharded, lightning_strategy, stops_by_first
 from lit_llm.training.heap import keep_freed_memory
-from lit_llm.training.kernels import liger_obstacle
+from lit_llm.training.kernels import kernel_obstacle
 from lit_llm.training.module import Diverged, LitModel, WarmStart
 from lit_llm.training.stability import Stability
 from lit_llm.training.throughput import Throughput
@@ -95,7 +95,7 @@ def fit(
 
     evaluate_times: number of evaluations, evenly spaced, the last one after the last step. final: the last evaluation,
     where it differs from those before. lengths_vary: whether batches differ in their numbers of tokens, for compiled
-    blocks. `should_stop` is called after every step, `should_prune` after every evaluation;
+    kernels. `should_stop` is called after every step, `should_prune` after every evaluation;
     when one returns True, a checkpoint is written and training ends as interrupted. `log` gets a message about a
     damaged checkpoint. `check_claim` is called before each checkpoint and raises to end a late holder. group: the
     processes that train the model together; all call this function with equal models and batches, only rank 0 writes
@@ -105,12 +105,14 @@ def fit(
     execution = training.execution
     accelerator = accelerator_of(execution.accelerator)
     _check_devices(execution, accelerator)
-    if execution.kernels == "liger" and (obstacle := liger_obstacle(accelerator == "cuda")):
+    if obstacle := kernel_obstacle(execution.kernels, accelerator == "cuda"):
         raise InputError(Problem(obstacle, "training.execution.kernels"))
     # Lightning does not change the mode, and a loaded model is in evaluation mode, without dropout.
     lit = LitModel(model.train(), training, batches.seed, warm_start)
     if execution.kernels == "compiled":
         compile_blocks(model, lengths_vary)
+    elif execution.kernels == "flex":
+        compile_attention(model, lengths_vary)
     stability, throughput = (
         Stability(training.stability),
         Throughput(step_cost.tokens, step_cost.flops, training.precision, group.ranks),

@@ -5,15 +5,33 @@ from __future__ import annotations
 import importlib.util
 import os
 
+OTHERWISE = "or set kernels to auto in all arms"
+
+
+def kernel_obstacle(kernels: str, on_gpu: bool) -> str:
+    """Reason why these kernels cannot be computed here, with the next step; '' where they can.
+
+    Args:
+        kernels: A value of `training.execution.kernels`.
+        on_gpu: Whether the training has a CUDA device.
+    """
+    obstacles = {"liger": liger_obstacle, "flex": flex_obstacle}
+    return obstacles[kernels](on_gpu) if kernels in obstacles else ""
+
 
 def liger_obstacle(on_gpu: bool) -> str:
-    """Reason why `kernels: liger` cannot be computed here, with the next step; '' where it can.
-
-    on_gpu: whether the training has a CUDA device. Triton's interpreter needs none.
-    """
-    otherwise = "or set kernels to auto in all arms"
+    """Obstacle to Liger's kernels. Triton's interpreter needs no CUDA device."""
     if any(importlib.util.find_spec(package) is None for package in ("liger_kernel", "triton")):
-        return f"liger-kernel is not installed; `pip install -e '.[gpu]'` in the checkout, {otherwise}"
+        return f"liger-kernel is not installed; `pip install -e '.[gpu]'` in the checkout, {OTHERWISE}"
     if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"Liger's kernels need a CUDA device, and the training has none; run it on a GPU, {otherwise}"
+        return f"Liger's kernels need a CUDA device, and the training has none; run it on a GPU, {OTHERWISE}"
+    return ""
+
+
+def flex_obstacle(on_gpu: bool) -> str:
+    """Obstacle to FlexAttention, which has no backward pass on a CPU."""
+    if not on_gpu:
+        return f"FlexAttention trains on a CUDA device, and the training has none; run it on a GPU, {OTHERWISE}"
+    if importlib.util.find_spec("triton") is None:
+        return f"triton is absent, by which FlexAttention is compiled; `pip install triton`, {OTHERWISE}"
     return ""

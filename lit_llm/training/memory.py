@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Literal
 
 from lit_llm.components.loss.config import chunk_rows
-from lit_llm.components.part import BFLOAT16, FLOAT32, Precision
+from lit_llm.components.part import BFLOAT16, FLOAT32, Part, Precision
 from lit_llm.models.cost import Shape, count_parameters, examples
 from lit_llm.models.parameters import embedding_shapes, matrix_of, parameter_shapes
 from lit_llm.models.resolve import ResolvedModel
@@ -110,12 +110,12 @@ def training_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape,
 
 def mask_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape) -> float:
     """Bytes of masks that kernels keep as numbers, once for all sequences."""
-    precision = _precision(training)
-    kept = [
-        sum(part.mask_bytes(example, precision) for _, part in layer.parts)
-        for _, layer, example in examples(model, shape)
-    ]
-    return max(kept, default=0.0) if training.execution.activation_checkpointing else sum(kept)
+    precision, kept, shared = _precision(training), list[float](), dict[tuple[str, Part], float]()
+    for side, layer, example in examples(model, shape):
+        kept.append(sum(part.mask_bytes(example, precision) for _, part in layer.parts if not part.shares_mask))
+        shared |= {(side, part): part.mask_bytes(example, precision) for _, part in layer.parts if part.shares_mask}
+    of_layers = max(kept, default=0.0) if training.execution.activation_checkpointing else sum(kept)
+    return of_layers + sum(shared.values())
 
 
 def logit_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape, sequences: int) -> float:

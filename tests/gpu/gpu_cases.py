@@ -23,6 +23,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "decllm, window": ("decllm-tiny", ["model.attention.window=8"]),
     "decllm, grouped": ("decllm-tiny", ["model.attention.kv_heads=1"]),
     "decllm, learned bias": ("decllm-tiny", ["model.attention.rope=none", "model.attention.relative_bias=shared"]),
+    "decllm, ALiBi": ("decllm-tiny", ["model.attention.rope=none", "model.attention.relative_bias=alibi"]),
     "decllm, softcap": ("decllm-tiny", ["model.attention.softcap=5.0"]),
     "decllm, LayerNorm": ("decllm-tiny", ["model.norm={function: layer_norm, placement: post}"]),
     "decllm, z-loss": ("decllm-tiny", ["pretrain.training.z_loss=1e-3"]),

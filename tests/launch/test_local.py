@@ -615,5 +615,7 @@ def test_slots_are_spread_over_the_visible_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-8f")
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in devices.machine_slots(3)] == ["2", "GPU-8f", "2"]
     assert devices.machine_slots(2, use_gpus=False) == [{}, {}]
+    assert devices.has_gpu()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert devices.machine_slots(1) == [{}]
+    assert not devices.has_gpu(), "an empty list hides all of them"

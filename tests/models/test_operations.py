@@ -72,6 +72,8 @@ def test_a_plain_layer_has_the_operations_of_its_formula(preset, formula):
         ("model.norm.placement=parallel", Counter()),
         ("model.norm.placement=sandwich", NORM + NORM),
         ("model.attention.kv_heads=1", Counter()),
+        ("model.attention.relative_bias=alibi", Counter()),  # made once with its mask, before the layers
+        ("model.attention.relative_bias=shared", Counter()),
     ],
 )
 def test_a_component_that_is_on_adds_its_own_operations(override, more):

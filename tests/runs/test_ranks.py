@@ -17,12 +17,14 @@ import pytest
 
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import load_experiment
+from lit_llm.runs import ranks, stages
 from lit_llm.runs.provenance import provenance, same_provenance
-from lit_llm.runs.ranks import started_ranks
+from lit_llm.runs.ranks import execution_of_first, started_ranks
 from lit_llm.runs.run_one_stage import run_one
-from lit_llm.runs.stage_config import halve_micro_batch
+from lit_llm.runs.stage_config import halve_micro_batch, load_stage_config
 from lit_llm.store.store import Stage, Store
-from lit_llm.training.config import ExecutionConfig
+from lit_llm.training.config import ExecutionConfig, TrainingConfig
+from lit_llm.training.devices import DeviceGroup
 from tests.stages_in_parts import numbers, prepared_stage
 
 EXECUTION = "pretrain.training.execution"
@@ -167,6 +169,23 @@ def test_several_nodes_get_their_ranks_by_srun(tmp_path: Path, corpus: Path, mon
     assert [run_one(tmp_path / nodes, stage.fingerprint) for nodes, stage in stages.items()] == ["done", "done"]
     one, two = ((stage.result() or {})["metrics"]["train/loss"] for stage in stages.values())
     assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_all_ranks_take_the_kernels_and_the_strategy_of_rank_0(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On unlike nodes they would choose otherwise: here this machine, which stands for rank 1's, has no compiler."""
+    stage = on_devices(Store(tmp_path), corpus, "auto", f"{EXECUTION}.kernels=compiled")
+    monkeypatch.setattr(ranks, "_start", lambda *_: {})
+    monkeypatch.setattr("lit_llm.runs.kernels._no_compiler", lambda gpu: "no compiler")
+    trained: list[TrainingConfig] = []
+    monkeypatch.setattr(stages, "fit", lambda model, training, *_, **__: trained.append(training))
+    chosen = ExecutionConfig(devices=2, kernels="compiled", strategy="fsdp")
+    with started_ranks(stage, chosen) as group:
+        assert group.store is not None
+        follows = DeviceGroup(1, 2, 1, group.store), execution_of_first(group.store)
+        stages.STAGES["pretrain"](load_stage_config(stage), stage, Store(tmp_path), stages.Control(follows=follows))
+    assert [training.execution for training in trained] == [chosen]
 
 
 def test_several_nodes_need_a_job_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,21 +106,27 @@ def test_the_obstacles_name_the_next_step(installed: set[str], monkeypatch: pyte
         assert "pip install -e '.[gpu]'" in liger_obstacle(on_gpu=True)
 
 
-def test_a_study_that_cannot_have_liger_is_refused_before_anything_starts(
-    write_study: Callable[..., Path], tmp_path: Path, installed: set[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("kernels", "message"), [("liger", "need a CUDA device"), ("flex", "trains on a CUDA device")])
+def test_a_study_that_cannot_have_its_kernels_is_refused_before_anything_starts(
+    kernels: str,
+    message: str,
+    write_study: Callable[..., Path],
+    tmp_path: Path,
+    installed: set[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lit_llm.studies.preflight.has_gpu", lambda: False)
-    arms = "arms:\n  red: {}\n  fast: {pretrain: {training: {execution: {kernels: liger}}}}"
+    monkeypatch.setattr("lit_llm.studies.preflight.visible_gpus", list)
+    arms = f"arms:\n  red: {{}}\n  fast: {{pretrain: {{training: {{execution: {{kernels: {kernels}}}}}}}}}"
     path = write_study("fused", arms)
     done = lit_llm("run", path, "--store", tmp_path / "store")
     assert done.returncode == 2
-    message = " ".join(done.stderr.split())
-    assert "pretrain.training.execution.kernels" in message
-    assert "need a CUDA device" in message
+    printed = " ".join(done.stderr.split())
+    assert "pretrain.training.execution.kernels" in printed
+    assert message in printed
     assert not (tmp_path / "store").exists()
-    monkeypatch.setattr("lit_llm.studies.preflight.has_gpu", lambda: True)
+    monkeypatch.setattr("lit_llm.studies.preflight.visible_gpus", lambda: ["0"])
     check_kernels(load_study(path, ["pretrain.training.execution.accelerator=auto"]))
-    with pytest.raises(InputError, match="need a CUDA device"):
+    with pytest.raises(InputError, match=message):
         check_kernels(load_study(path, ["pretrain.training.execution.accelerator=cpu"]))
 
 

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lit_llm.components.attention.query_blocks import block_attention, suits_blocks
 from lit_llm.components.attention.resolved import SCORES
 from lit_llm.components.few_rows import functions_for
+from lit_llm.components.flex import FlexMask
 from lit_llm.components.masks import AttentionMask, KernelMask
 from lit_llm.components.windows import band_size
 
@@ -31,9 +32,12 @@ class DotProduct(nn.Module):
         """Whether torch's kernels compute all of it; otherwise `query_blocks` does where it is faster."""
 
     def forward(
-        self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask, bias: Tensor | None = None
+        self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask | FlexMask, bias: Tensor | None = None
     ) -> Tensor:
-        """B x H x T x K. bias: H x T x S or B x H x T x S, added to the scores."""
+        """B x H x T x K. bias: H x T x S or B x H x T x S, added to the scores; the mask has one that layers share."""
+        if isinstance(mask, FlexMask):
+            return mask.attend((q_BHTK, k_BHSK, v_BHSK), self.scale, shares_heads(q_BHTK, k_BHSK))
+        of_layer, bias = bias, mask.bias if bias is None else bias
         if not self.reference and bias is None and (out := self._one_query(q_BHTK, k_BHSK, v_BHSK, mask)) is not None:
             return out
         if not self.reference and bias is None and suits_blocks(q_BHTK, k_BHSK, mask):
@@ -46,13 +50,11 @@ class DotProduct(nn.Module):
             out = self._explicit(q_BHTK, k_BHSK, v_BHSK, mask, bias)
         else:
             added = mask.visible if mask.added is None else mask.added
+            if of_layer is not None:
+                added = mask.with_bias(of_layer.to(q_BHTK.dtype))
             if bias is not None:
-                bias = bias.to(q_BHTK.dtype)
-                if mask.added is not None:
-                    bias = bias + mask.added
-                elif mask.visible is not None:
-                    bias = bias.masked_fill(~mask.visible, -torch.inf)
-                added = bias.expand(q_BHTK.shape[0], -1, -1, -1)
+                assert added is not None
+                added = added.expand(q_BHTK.shape[0], -1, -1, -1)
             out = _fused(q_BHTK, k_BHSK, v_BHSK, added, self.scale)
         return out if mask.fully_masked is None else out.masked_fill(mask.fully_masked, 0.0)
 
@@ -190,6 +192,7 @@ class ScoreInputs(NamedTuple):
     k_BHSK: Tensor
     mask: KernelMask
     bias: Tensor | None = None
+    """The layer's own bias; the mask has one that layers share."""
 
 
 def score_rows(attention: DotProduct, inputs: ScoreInputs, start: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -198,6 +201,7 @@ def score_rows(attention: DotProduct, inputs: ScoreInputs, start: int = 0) -> It
     Yields (c, scores of queries c to c + C with their bias: B x H x C x S, visible keys: 1 or B x 1 x C x S).
     """
     q_BHTK, k_BHSK, mask, bias = inputs
+    bias = mask.bias if bias is None else bias
     rows, heads, queries, _ = q_BHTK.shape
     keys, device = k_BHSK.shape[2], q_BHTK.device
     # Repeated and cast once for all chunks, which `scores` then does not do again.

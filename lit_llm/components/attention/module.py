@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn, ones
 
 from lit_llm.components.attention.dot_product import DotProduct
-from lit_llm.components.attention.relative import RelativeBias, buckets_of, linear_bias
+from lit_llm.components.attention.relative import RelativeBias, alibi_slopes, buckets_of, linear_bias
 from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.components.few_rows import Linear
+from lit_llm.components.flex import FlexAttention, FlexMask, ScoreChange
 from lit_llm.components.forward_context import CacheRows, ForwardContext, cast_once, is_filled
 from lit_llm.components.kv_cache import KeyValues, TwoCaches
 from lit_llm.components.layer_part import LayerPart
@@ -25,7 +26,7 @@ from lit_llm.components.rope import Frequencies, Rotation, rotate
 class AttentionInputs(NamedTuple):
     """Inputs of an attention other than activations; see `LayerPart.prepare`."""
 
-    mask: KernelMask
+    mask: KernelMask | FlexMask
     q_rotation: Rotation | None = None
     k_rotation: Rotation | None = None
     cache: KeyValues | None = None
@@ -40,8 +41,6 @@ class AttentionInputs(NamedTuple):
     shared_kv: tuple[Tensor, Tensor] | None = None
     buckets: Tensor | None = None
     """T x S, or B x T x S: bucket of each query-key distance. Set only with `relative_bias: per_layer`."""
-    bias: Tensor | None = None
-    """H x T x S, or B x H x T x S: bias on the scores that all layers of the stack share."""
 
 
 class Heads(nn.Module):
@@ -137,9 +136,7 @@ class Attention(Heads, LayerPart):
         """B x T x D -> B x T x D."""
         q = self.heads("q", x_BTD, inputs.q_rotation)
         k, v = self.keys_values(x_BTD, inputs)
-        bias = inputs.bias
-        if self.relative_bias is not None:
-            bias = self.relative_bias(inputs.buckets)
+        bias = None if self.relative_bias is None else self.relative_bias(inputs.buckets)
         return self.project(self.dot_product(q, k, v, inputs.mask, bias).transpose(1, 2), x_BTD)
 
     def project(self, out_BTHK: Tensor, x_BTD: Tensor) -> Tensor:
@@ -164,16 +161,37 @@ class Attention(Heads, LayerPart):
         """Norm over the last dimension, with the scale where it is learned."""
         return self._normed(x, self.output_scale)
 
-    def _kernel_mask(self, context: ForwardContext, key: object, make: Callable[[], Mask], keys: int) -> KernelMask:
-        """The KernelMask of `key`, shared by all layers that use the same mask and kernel."""
-        scores, bias = self.config.softcap is not None, self.config.relative_bias != "none"
+    def _flex(self, context: ForwardContext) -> FlexAttention | None:
+        """FlexAttention, where this pass uses it and it supports this attention."""
+        return None if self.config.without_flex else context.flex
 
-        def made() -> KernelMask:
-            return KernelMask(
-                make(), (context.queries, keys), (context.dtype, context.device), scores=scores, bias=bias
-            )
+    def _kernel_mask(
+        self,
+        context: ForwardContext,
+        key: object,
+        make: Callable[[], Mask],
+        keys: int,
+        bias: Tensor | None = None,
+    ) -> KernelMask | FlexMask:
+        """The mask of `key`, shared by all layers that use the same mask and kernel.
 
-        return context.once(("mask", key, keys, scores, bias), made)
+        bias: the bias on the scores that layers share, made once in this pass.
+        """
+        config, size, flex = self.config, (context.queries, keys), self._flex(context)
+        scores, biased = config.softcap is not None, config.relative_bias != "none"
+
+        def made() -> KernelMask | FlexMask:
+            mask, like = make(), (context.dtype, context.device)
+            if flex is not None and (scores or biased or not mask.plain):
+                alibi = None
+                if biased:
+                    slopes_H = torch.tensor(alibi_slopes(config.heads), device=context.device)
+                    alibi = slopes_H, context.positions["self"]
+                return FlexMask(mask, size, like, flex, ScoreChange(config.softcap, alibi))
+            return KernelMask(mask, size, like, scores=scores, bias=biased if bias is None else bias)
+
+        changes = (scores, biased, id(bias)) if flex is None else (config.softcap, biased and config.heads)
+        return context.once(("mask", key, keys, changes), made)
 
     def _row_mask(
         self, context: ForwardContext, cache: KeyValues | None
@@ -206,13 +224,16 @@ class SelfAttention(Attention):
     def prepare(self, context: ForwardContext, cache: KeyValues | None) -> AttentionInputs:  # type: ignore[override]
         rotation = rotation_of(context, "self", self.config)
         buckets, bias = self._buckets_or_bias(context, cache)
-        mask = self._kernel_mask(context, *self._row_mask(context, cache))
-        return AttentionInputs(mask, rotation, rotation, cache, buckets=buckets, bias=bias)
+        mask = self._kernel_mask(context, *self._row_mask(context, cache), bias)
+        return AttentionInputs(mask, rotation, rotation, cache, buckets=buckets)
 
     def _buckets_or_bias(self, context: ForwardContext, cache: KeyValues | None) -> tuple[Tensor | None, Tensor | None]:
-        """(buckets of distances for this layer's bias, bias that all layers share); None where unused."""
+        """(buckets of distances for this layer's bias, bias that all layers share); None where unused.
+
+        FlexAttention computes ALiBi from positions, and supports no learned bias.
+        """
         config = self.config
-        if config.relative_bias == "none":
+        if config.relative_bias == "none" or self._flex(context) is not None:
             return None, None
         kept = cache if is_filled(cache) else None
         queries = context.positions["self"]

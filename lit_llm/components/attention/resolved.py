@@ -15,6 +15,8 @@ from lit_llm.config.tree import KIND
 
 SCORES = 1 << 22
 """Attention scores that an analysis of them holds at a time, 16 MB in float32; it makes some tensors of that size."""
+NARROWEST = 16
+"""Least entries of a head for FlexAttention, whose products have no smaller kernel."""
 
 Place = Literal["self", "cross", "merged", "partial", "shared"]
 """Memory that keys and values are projected from. self: the row; cross: the encoder's output; merged: both, in one
@@ -82,6 +84,14 @@ class ResolvedAttention(Part):
     def rotary_entries(self) -> int:
         """Entries of each head that RoPE rotates."""
         return round(self.head_dim * self.rope_fraction)
+
+    @property
+    def without_flex(self) -> str:
+        if self.relative_bias in ("per_layer", "shared"):
+            return "the gradient of a learned relative bias would be added up in varying order"
+        if self.head_dim < NARROWEST:
+            return f"heads of {self.head_dim} entries are narrower than {NARROWEST}"
+        return ""
 
     @property
     def smallest(self) -> dict[str, int]:
@@ -279,6 +289,10 @@ class ResolvedAttention(Part):
         if self.place == "cross":
             return example.source
         return example.row + (example.source if self.place == "merged" else 0)
+
+    @property
+    def shares_mask(self) -> bool:
+        return self.relative_bias == "alibi" and self.softcap is None
 
     def mask_bytes(self, example: Example, precision: Precision) -> float:
         """Bytes of the mask of a window that is not computed as a band, and of a bias that is not learned."""
