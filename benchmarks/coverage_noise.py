@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from coverage_paired import aligned
 
 from lit_llm.statistics.estimates import Estimate, holds
 from lit_llm.statistics.signal_and_noise import SignalAndNoise, decision_accuracy, signal_and_noise
@@ -107,10 +108,12 @@ def decided(random: np.random.Generator, kind: float | str, arms: int) -> Estima
     return found.share
 
 
-def coverage_table(replicates: int, seed: int) -> list[Row]:
-    """A row for every scenario and size of a study."""
-    random = np.random.default_rng(seed)
-    return [*noise_rows(random, replicates), *decision_rows(random, replicates)]
+TABLES = {"Signal and noise": noise_rows, "Decision accuracy": decision_rows}
+
+
+def coverage_table(name: str, replicates: int, seed: int) -> list[Row]:
+    """A row for every scenario and size of a study, of one of the tables."""
+    return [*TABLES[name](np.random.default_rng(seed), replicates)]
 
 
 def main() -> None:
@@ -118,8 +121,8 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    for row in coverage_table(options.replicates, options.seed):
-        print("  ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()))
+    for name in TABLES:
+        print(f"## {name}\n\n{aligned(coverage_table(name, options.replicates, options.seed))}\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ def diff(
     override: Overrides = None,
     items: Annotated[
         bool,
-        typer.Option("--items", help="Compare results item by item: documents, examples or questions of finished runs."),
+        typer.Option(
+            "--items", help="Compare results item by item: documents, examples or questions of finished runs."
+        ),
     ] = False,
     metric: Annotated[
         str | None, typer.Option(metavar="METRIC", help="For --items: the metric; the study's own when absent.")

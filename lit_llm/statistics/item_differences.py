@@ -55,8 +55,9 @@ class ItemTest:
 
     method: Literal["McNemar", "sign flips"]
     seeds: tuple[int, ...]
-    better: tuple[int, int]
-    """Items with a lower and with a higher value of the second arm."""
+    lower: int
+    """Items on which the second arm has a lower value."""
+    higher: int
     p: float
 
 
@@ -150,7 +151,10 @@ def _differences(
     for name, members in groups.items():
         sums = [[_sum(units, members) for units in pair] for pair in pairs]
         first, second = ([pair[arm][0] / pair[arm][1] for pair in sums] for arm in (0, 1))
-        shares = [[weight / of for (_, weight), of in zip(pair, wholes, strict=True)] for pair, wholes in zip(sums, whole, strict=True)]
+        shares = [
+            [weight / of for (_, weight), of in zip(pair, wholes, strict=True)]
+            for pair, wholes in zip(sums, whole, strict=True)
+        ]
         parts = [b * share_b - a * share_a for a, b, (share_a, share_b) in zip(first, second, shares, strict=True)]
         share = fmean(each for pair in shares for each in pair)
         # A mean over more tokens scatters less: the variances of items are comparable times their shares.
@@ -163,7 +167,9 @@ def _differences(
     else:
         raw = {name: d.p() for name, d in estimated.items() if d.error is not None}
     adjusted = fdr_bh(raw) if len(seeds) > 1 else {}
-    found = [ItemDifference(name, *rows[name][:2], d, rows[name][2], adjusted.get(name)) for name, d in estimated.items()]
+    found = [
+        ItemDifference(name, *rows[name][:2], d, rows[name][2], adjusted.get(name)) for name, d in estimated.items()
+    ]
     return tuple(sorted(found, key=lambda each: -abs(each.part)))
 
 
@@ -190,12 +196,12 @@ def _tests(seeds: Sequence[int], pairs: Pairs, binary: bool) -> tuple[ItemTest, 
     tests = []
     if binary:
         tests = [
-            ItemTest("McNemar", (seed,), _signs(each), _sign_p(each))
+            ItemTest("McNemar", (seed,), *_signs(each), _sign_p(each))
             for seed, each in zip(seeds, differences, strict=True)
         ]
     if not binary or len(seeds) > 1:
         mean = differences.mean(axis=0)
-        tests.append(ItemTest("sign flips", tuple(seeds), _signs(mean), _flip_p(mean)))
+        tests.append(ItemTest("sign flips", tuple(seeds), *_signs(mean), _flip_p(mean)))
     return tuple(tests)
 
 

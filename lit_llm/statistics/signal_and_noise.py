@@ -61,8 +61,8 @@ class SignalAndNoise:
 def signal_and_noise(values: Mapping[str, Values]) -> SignalAndNoise | None:
     """Signal and noise of one metric at one size; None without any value.
 
-    values: {arm: {seed: value}}. Where an arm has two seeds or more, arms with one are left out, and the seeds are those
-    that the others share. Arms that share all their runs count once.
+    values: {arm: {seed: value}}. Where an arm has two seeds or more, arms with one are left out, and the seeds are
+    those that the others share. Arms that share all their runs count once.
     """
     import numpy as np
 
@@ -101,9 +101,9 @@ def _without_seeds(measured: Sequence[Values]) -> SignalAndNoise | None:
     if not measured:
         return None
     means = [math.fsum(arm.values()) / len(arm) for arm in measured]
-    mean, seeds = float(np.mean(means)), max(map(len, measured))
+    mean, shared = float(np.mean(means)), set.intersection(*map(set, measured))
     signal = _spread(float(np.ptp(means)), None, mean) if len(set(means)) >= FEWEST_ARMS and mean > 0 else None
-    return SignalAndNoise(len(set(means)), min(seeds, 1), mean, signal, None, None, None)
+    return SignalAndNoise(len(set(means)), len(shared), mean, signal, None, None, None)
 
 
 def _spread(spread: float, half: float | None, mean: float) -> Estimate:
@@ -194,7 +194,9 @@ def decision_accuracy(small: Mapping[str, float], large: Mapping[str, float]) ->
     arms = len(shared)
     if arms < FEWEST_ARMS:
         return None
-    signs = [np.sign(np.subtract.outer(means, means)) for means in ([each[arm] for arm in shared] for each in (small, large))]
+    signs = [
+        np.sign(np.subtract.outer(means, means)) for means in ([each[arm] for arm in shared] for each in (small, large))
+    ]
     above = np.triu_indices(arms, 1)
     share = float((1 + signs[0][above] * signs[1][above]).mean() / 2)
     return DecisionAccuracy(arms, len(above[0]), _share_of_pairs(share, arms))

@@ -1,4 +1,4 @@
-"""Arms of the studies that a store has reported: how far each lies from its baseline, and how that scatters over seeds."""
+"""Arms of the studies that a store has reported: their differences from their baselines, and the scatter over seeds."""
 
 from __future__ import annotations
 

@@ -21,9 +21,7 @@ def items_of(
     metric: the primary metric of the first arm's study when None. Raises InputError.
     """
     metric = metric or open_study(file_and_arm(left)[0], overrides, store).study.compare.metric
-    arms = [
-        {run.seed: run.result() for run in runs_of_one_arm(source, overrides, store)} for source in (left, right)
-    ]
+    arms = [{run.seed: run.result() for run in runs_of_one_arm(source, overrides, store)} for source in (left, right)]
     finished = [{seed: run for seed, run in runs.items() if run.metric(metric) is not None} for runs in arms]
     shared = sorted(finished[0].keys() & finished[1].keys())
     if not shared:

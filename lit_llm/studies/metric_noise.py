@@ -200,7 +200,7 @@ def _rows(metric: str, sizes: Sequence[_Size], courses: Mapping[str, Sequence[Co
 
 
 def _largest(size: _Size, sizes: Sequence[_Size]) -> _Size | None:
-    """The size with the most training FLOPs, if it has more than this one; of several, the one with most common arms."""
+    """The size with the most training FLOPs, if it has more than this one; of several, that with most common arms."""
     most = max(each.train_flops for each in sizes)
     if size.train_flops >= most:
         return None

@@ -54,7 +54,7 @@ def with_undecidable_metrics(planned: Plan, store: Store) -> Plan:
     level, _ = test_level(planned.ablation)
     degrees = seeds - 1
     ratio = detectable_ratio(two_sided_critical(level, degrees), degrees) / math.sqrt(seeds)
-    found = [each for metric, others in earlier.items() if (each := _undecidable(metric, arms, others, ratio))]
+    found = [each for metric, others in earlier.items() if (each := _undecidable(metric, arms[0], others, ratio))]
     return replace(planned, findings=(*planned.findings, *_findings(found, primary, seeds)))
 
 
@@ -69,12 +69,9 @@ def _is_score_of(name: str, tasks: frozenset[str]) -> bool:
     return bare.startswith(TASKS) and bare.removeprefix(TASKS).split("/")[0] in tasks and direction(name) is not None
 
 
-def _undecidable(
-    metric: str, arms: Sequence[PlannedArm], earlier: Sequence[EarlierArm], ratio: float
-) -> _Undecidable | None:
+def _undecidable(metric: str, planned: PlannedArm, earlier: Sequence[EarlierArm], ratio: float) -> _Undecidable | None:
     """ratio: smallest difference that the planned seeds detect, in standard deviations of a paired difference."""
-    nearest = min(arms, key=lambda arm: min(other.distance(arm) for other in earlier))
-    alike = [other for other in nearest_arms(nearest, earlier) if not other.is_far(nearest)]
+    alike = [other for other in nearest_arms(planned, earlier) if not other.is_far(planned)]
     scatter = pooled(other.scatter for other in alike)
     if scatter is None or scatter.degrees < FEWEST_DEGREES:
         return None

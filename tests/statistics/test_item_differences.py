@@ -52,7 +52,9 @@ def test_the_parts_of_items_and_of_sources_sum_to_the_difference_that_a_report_s
     reported = compare(runs, "m").rows[1].difference
     assert reported is not None
     assert found.whole.documents == reported.documents == 12
-    assert [found.whole.mean, found.whole.low, found.whole.high] == pytest.approx([reported.mean, reported.low, reported.high])
+    assert [found.whole.mean, found.whole.low, found.whole.high] == pytest.approx(
+        [reported.mean, reported.low, reported.high]
+    )
     for rows in (found.items, found.sources):
         assert sum(row.part for row in rows) == pytest.approx(reported.mean)
         assert sum(row.share for row in rows) == pytest.approx(1)
@@ -71,7 +73,9 @@ def test_an_item_that_differs_is_shown_among_many_that_do_not() -> None:
 def test_without_differences_hardly_any_study_shows_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
     """Benjamini and Hochberg's p-values: below 0.05 in at most 5% of 200 studies, give or take three deviations."""
     monkeypatch.setattr(item_differences, "FLIPS", 99)
-    shown = sum(min(row.p for row in compared(20, 3, {}, number).items if row.p is not None) < 0.05 for number in range(200))
+    shown = sum(
+        min(row.p for row in compared(20, 3, {}, number).items if row.p is not None) < 0.05 for number in range(200)
+    )
     assert shown / 200 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
 
 
@@ -87,7 +91,7 @@ def test_right_and_wrong_answers_of_one_seed_are_mcnemars_exact_test() -> None:
     table = [[sum(a[q][0] == x and b[q][0] == y for q in a) for y in (1, 0)] for x in (1, 0)]
     assert test.method == "McNemar"
     assert test.p == pytest.approx(mcnemar(table, exact=True).pvalue)
-    assert test.better == (table[0][1], table[1][0])
+    assert (test.lower, test.higher) == (table[0][1], table[1][0])
     assert all(row.p is None and row.difference.low is None for row in found.items)
     assert "one seed" in found.notes[0]
 
@@ -107,12 +111,15 @@ def test_flips_of_signs_are_all_of_them_where_they_are_few() -> None:
     found = compared(9, 2, {0: 0.3, 1: 0.2})
     (test,) = found.tests
     parts = [row.part for row in found.items]
-    flipped = [abs(math.fsum(s * x for s, x in zip(signs, parts, strict=True))) for signs in itertools.product((-1, 1), repeat=9)]
+    flipped = [
+        abs(math.fsum(s * x for s, x in zip(signs, parts, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=9)
+    ]
     assert test.p == pytest.approx(statistics.fmean(each >= abs(sum(parts)) - 1e-12 for each in flipped))
 
 
 def test_many_flips_agree_with_a_t_test_of_many_items() -> None:
-    found = compared(200, 1, {at: 0.01 for at in range(200)}, 4)
+    found = compared(200, 1, dict.fromkeys(range(200), 0.01), 4)
     parts = [row.part for row in found.items]
     assert found.tests[0].p == pytest.approx(stats.ttest_1samp(parts, 0).pvalue, abs=0.02)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import itertools
 import math
 import statistics
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +23,10 @@ from lit_llm.statistics.signal_and_noise import (
 )
 from tests.statistics.simulated import study, within
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coverage_noise.py"
-spec = importlib.util.spec_from_file_location("coverage_noise", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-coverage_noise = sys.modules["coverage_noise"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(coverage_noise)
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(BENCHMARKS)  # it imports another one
+    coverage_noise = importlib.import_module("coverage_noise")
 
 EFFECTS = [0.0, 0.3, -0.2, 0.5]
 
@@ -56,7 +53,9 @@ def test_mean_squares_are_those_of_statsmodels_and_the_signal_is_the_papers() ->
     ends = [math.sqrt(residual * 12 / stats.chi2.ppf(at, 12)) / mean for at in (0.975, 0.025)]
     assert [found.paired_noise.low, found.paired_noise.high] == pytest.approx(ends)
     half = stats.studentized_range.ppf(0.95, 4, 12) * math.sqrt(residual / 5) / mean
-    assert [found.signal.low, found.signal.high] == pytest.approx([found.signal.value - half, found.signal.value + half])
+    assert [found.signal.low, found.signal.high] == pytest.approx(
+        [found.signal.value - half, found.signal.value + half]
+    )
 
 
 def test_the_signal_begins_at_zero_where_tukeys_test_shows_no_difference() -> None:

@@ -1,4 +1,4 @@
-"""`lit-llm noise`, and the note of a plan whose metric cannot decide: what they read, what they say, what they refuse."""
+"""`lit-llm noise`, and the note of a plan whose metric cannot decide: what they read, say and refuse."""
 
 from __future__ import annotations
 
@@ -83,8 +83,10 @@ def test_one_seed_and_two_arms_are_said_and_a_study_without_results_is_none(writ
     (row,) = found.rows
     assert (row.values.signal, row.values.noise, row.decisions) == (None, None, None)
     assert [note.partition(":")[0] for note in found.notes] == [
-        "no noise without two seeds that the arms share", "no signal of fewer than 3 arms with different runs", "one size"
-    ]  # fmt: skip
+        "no noise without two seeds that the arms share",
+        "no signal of fewer than 3 arms with different runs",
+        "one size",
+    ]
     shown = lit_llm("noise", path, "--store", place.root)
     assert shown.returncode == 0, shown.stderr
 
@@ -121,7 +123,9 @@ def test_the_page_of_a_study_has_the_section_where_arms_and_seeds_suffice(write_
 # --- the note of a plan ----------------------------------------------------------------------------------------------
 
 
-def reported(store: Store, study: str, values: Mapping[str, Sequence[float]], parameters: float = 14_000.0, metric: str = NLL) -> None:
+def reported(
+    store: Store, study: str, values: Mapping[str, Sequence[float]], parameters: float = 14_000.0, metric: str = NLL
+) -> None:
     """The runs.csv of an earlier study's report; its first arm is the baseline."""
     baseline = next(iter(values))
     rows = [
@@ -151,7 +155,9 @@ def test_a_plan_says_that_earlier_runs_of_this_size_scatter_more_than_they_diffe
     assert with_undecidable_metrics(planned, place) == planned
     reported(place, "noisy", NOISY)
     (message,) = notes(with_undecidable_metrics(planned, place))
-    assert message.startswith(f"{NLL} may not decide: in noisy, of this size, 2 arms differ from their baselines by no more")
+    assert message.startswith(
+        f"{NLL} may not decide: in noisy, of this size, 2 arms differ from their baselines by no more"
+    )
     # The difference that it names is the one that three seeds detect, by statsmodels.
     squares = [np.var(np.subtract(NOISY[arm], NOISY["a"]), ddof=1) for arm in "bc"]
     named = float(message.split("seeds detect ")[1].split()[0])
@@ -159,7 +165,9 @@ def test_a_plan_says_that_earlier_runs_of_this_size_scatter_more_than_they_diffe
     assert all(finding.kind == "note" for finding in with_undecidable_metrics(planned, place).findings[-1:])
 
 
-def test_a_plan_says_nothing_where_the_differences_are_clear_or_the_size_is_another(planned: Plan, place: Store) -> None:
+def test_a_plan_says_nothing_where_the_differences_are_clear_or_the_size_is_another(
+    planned: Plan, place: Store
+) -> None:
     reported(place, "clear", CLEAR)
     assert notes(with_undecidable_metrics(planned, place)) == []
     (place.study("clear") / "runs.csv").unlink()

@@ -33,7 +33,7 @@ def item_tables(comparison: ItemComparison, most: int) -> Iterator[Table]:
 
 
 def _test(test: ItemTest) -> list[str]:
-    return [test.method, ", ".join(map(str, test.seeds)), *(f"{n:,}" for n in test.better), text.p_value(test.p)]
+    return [test.method, ", ".join(map(str, test.seeds)), f"{test.lower:,}", f"{test.higher:,}", text.p_value(test.p)]
 
 
 def _table(name: str, title: str, rows: Sequence[ItemDifference], comparison: ItemComparison, most: int) -> Table:

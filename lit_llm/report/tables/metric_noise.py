@@ -15,7 +15,9 @@ NOTES = (
     "the signal's interval holds for all pairs of arms at once (Tukey): where it begins at 0, no two arms are shown to "
     "differ. Intervals assume that arms scatter alike",
 )
-DECISIONS = "decides: share of the pairs of arms that this size orders as the largest does, with its 95% interval for other arms"
+DECISIONS = (
+    "decides: share of the pairs of arms that this size orders as the largest does; the interval is for other arms"
+)
 
 
 def noise_table(report: NoiseReport, title: str = "") -> Table:
