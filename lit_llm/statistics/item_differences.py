@@ -101,7 +101,7 @@ def item_comparison(
     names = [name for name in every[0] if name in common]
     kept = [({name: a[name] for name in names}, {name: b[name] for name in names}) for a, b in pairs]
     left_out = len(set().union(*every)) - len(names)
-    said = [*notes, *[f"left out, since not all runs were judged on them: {left_out} items"] * bool(left_out)]
+    said = [*notes, *[f"items left out, since not all runs were judged on them: {left_out}"] * bool(left_out)]
     binary = all(total in (0, 1) and weight == 1 for pair in kept for units in pair for total, weight in units.values())
     items = _differences(seeds, kept, {name: [name] for name in names}, binary)
     groups: dict[str, list[str]] = {}

@@ -129,6 +129,6 @@ def test_items_that_not_all_runs_have_are_left_out_and_counted() -> None:
     whole, less = losses(random, 6, {}), losses(random, 5, {})
     found = item_comparison("m", ARMS, {0: whole}, {0: less})
     assert len(found.items) == 5
-    assert found.notes[0].endswith("judged on them: 1 items")
+    assert found.notes[0].endswith("judged on them: 1")
     with pytest.raises(ValueError, match="no item"):
         item_comparison("m", ARMS, {0: {"x": (1.0, 1.0)}}, {0: less})
