@@ -76,7 +76,8 @@ def contains(estimate: Estimate | None, truth: float) -> bool:
 
 def decision_rows(random: np.random.Generator, replicates: int) -> Iterator[Row]:
     """Coverage and mean width of the interval of a decision accuracy."""
-    for kind, arms in itertools.product((0.0, 0.5, 0.8, 0.95, "a third reversed"), (3, 5, 8, 12, 25)):
+    kinds: tuple[float | str, ...] = (0.0, 0.5, 0.8, 0.95, "a third reversed")
+    for kind, arms in itertools.product(kinds, (3, 5, 8, 12, 25)):
         truth, hits, width = true_share(kind), 0, 0.0
         for _ in range(replicates):
             found = decided(random, kind, arms)

@@ -179,11 +179,11 @@ def _sizes(ablation: Ablation, seen: Sequence[RunWithResult]) -> Iterator[_Size]
 def _rows(metric: str, sizes: Sequence[_Size], courses: Mapping[str, Sequence[Courses]]) -> Iterator[MetricNoise]:
     """One metric at every size that has it. sizes: by training FLOPs, the largest last."""
     values = {size.name: found for size in sizes if (found := size.values(metric))}
-    means = {name: {arm: fmean(v.values()) for arm, v in found.items()} for name, found in values.items()}
+    means = {name: {arm: fmean(v.values()) for arm, v in arms.items()} for name, arms in values.items()}
     having = [size for size in sizes if size.name in values]
     for size in having:
-        found = signal_and_noise(values[size.name])
-        assert found is not None
+        measured = signal_and_noise(values[size.name])
+        assert measured is not None
         target = _largest(size, having)
         validated = [each[name] for each in courses[size.name] if (name := validation_metric(metric)) in each]
         yield MetricNoise(
@@ -192,7 +192,7 @@ def _rows(metric: str, sizes: Sequence[_Size], courses: Mapping[str, Sequence[Co
             size.parameters,
             size.train_flops,
             metric,
-            found,
+            measured,
             checkpoint_noise(validated),
             decision_accuracy(means[size.name], means[target.name]) if target else None,
             target.name if target else "",

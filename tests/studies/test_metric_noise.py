@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from statsmodels.stats.power import TTestPower
 
+from lit_llm.report.pages.study import page
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
 from lit_llm.studies.metric_noise import noise_of_studies
 from lit_llm.studies.plan import Plan, plan
+from lit_llm.studies.runs import comparison_of, runs_of
 from lit_llm.studies.undecidable_metrics import with_undecidable_metrics
 from tests import made_up_results
 from tests.commands import lit_llm
@@ -112,12 +114,14 @@ def test_strata_are_sizes_and_a_course_gives_the_noise_of_its_last_validations(
 
 def test_the_page_of_a_study_has_the_section_where_arms_and_seeds_suffice(write_study: Study, place: Store) -> None:
     for name, seeds, has in (("enough", [0, 1], True), ("single", [2], False)):
-        path = write_study(name, FOUR, seeds=seeds)
-        finish(load_study(path), place, SMALL)
-        place.study(name).mkdir(parents=True)
-        assert lit_llm("report", path, "--store", place.root).returncode == 0
-        page = (place.study(name) / "report.html").read_text()
-        assert ("Signal and noise of the metrics" in page) == has
+        ablation = load_study(write_study(name, FOUR, seeds=seeds))
+        finish(ablation, place, SMALL)
+        runs = runs_of(ablation, place)
+        shown = page(
+            plan(ablation, built=False), [(run, run.result()) for run in runs], comparison_of(ablation, runs), [], place
+        )
+        tables = [table for section in shown.sections if section.name == "noise" for table in section.tables]
+        assert [table.rows[0][0] for table in tables] == [NLL] * has
 
 
 # --- the note of a plan ----------------------------------------------------------------------------------------------
@@ -185,6 +189,7 @@ def test_the_size_of_a_difference_is_without_the_noise_of_its_mean(planned: Plan
     assert "`plan --power 0.2` the seeds" in message
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_note_and_runs_no_less(write_study: Study, place: Store) -> None:
     path = write_study("new", "arms: {x: {}, y: {extends: decllm-tiny}}", [0, 1, 2])
     reported(place, "noisy", NOISY)
