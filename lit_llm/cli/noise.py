@@ -16,7 +16,7 @@ from lit_llm.config.collector import gc_disabled
 @gc_disabled()
 def noise(
     studies: Annotated[
-        list[str], typer.Argument(metavar="STUDY...", help="Studies of the store: names or files, one for each size.")
+        list[str], typer.Argument(metavar="STUDY", help="Studies of the store: names or files, one for each size.")
     ],
     override: Overrides = None,
     metric: Annotated[

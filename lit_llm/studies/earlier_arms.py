@@ -13,6 +13,8 @@ from lit_llm.statistics.power import Scatter, scatter_of
 from lit_llm.store.store import Store
 from lit_llm.studies.plan import PlannedArm
 
+FEWEST_DEGREES = 2
+"""Degrees of freedom that a scatter needs for use by itself."""
 FAR = 4.0
 """Largest ratio of parameters or tokens, either way, above which an earlier arm is called far."""
 ALIKE = math.log(1.1)
@@ -72,18 +74,19 @@ def _reported_arms(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
     sizes: dict[str, tuple[float, float]] = {}
     try:
         with file.open(newline="") as lines:
-            reader = csv.DictReader(lines)
-            metrics = [name for name in reader.fieldnames or () if wanted(name)]
+            reader = csv.reader(lines)
+            at = {name: column for column, name in enumerate(next(reader, ()))}
+            metrics = [name for name in at if wanted(name)]
             for row in reader if metrics else ():
-                if row["state"] != "done":
+                if row[at["state"]] != "done":
                     continue
+                arm = row[at["arm"]]
                 for metric in metrics:
-                    if row.get(metric):
-                        arms = values.setdefault(metric, {})
-                        arms.setdefault(row["arm"], {})[int(row["seed"])] = float(row[metric])
-                baselines[row["arm"]] = row["baseline"]
-                sizes[row["arm"]] = float(row["parameters"]), float(row["tokens"])
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+                    if value := row[at[metric]]:
+                        values.setdefault(metric, {}).setdefault(arm, {})[int(row[at["seed"]])] = float(value)
+                baselines[arm] = row[at["baseline"]]
+                sizes[arm] = float(row[at["parameters"]]), float(row[at["tokens"]])
+    except (OSError, ValueError, LookupError, csv.Error):
         return  # a report of another version, or half a file, counts as absent
     for metric, arms in values.items():
         for arm, mine in arms.items():

@@ -25,14 +25,11 @@ from lit_llm.statistics.power import (
 from lit_llm.statistics.sequential import Rounds, round_levels
 from lit_llm.statistics.verdicts import LEVEL
 from lit_llm.store.store import Store
-from lit_llm.studies.earlier_arms import EarlierArm, earlier_arms, nearest_arms
+from lit_llm.studies.earlier_arms import FEWEST_DEGREES, EarlierArm, earlier_arms, nearest_arms
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.plan import Plan, PlannedArm
 from lit_llm.studies.runs import runs_of
 from lit_llm.studies.stored import open_study
-
-FEWEST_DEGREES = 2
-"""Degrees of freedom that an arm's scatter needs; below, the pooled scatter of its study is used."""
 
 
 @dataclass(frozen=True)

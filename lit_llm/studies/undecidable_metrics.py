@@ -13,15 +13,12 @@ from statistics import fmean
 
 from lit_llm.config.metrics import EVALUATED, FINETUNED, direction
 from lit_llm.config.problems import some
-from lit_llm.statistics.multiple_comparisons import two_sided_critical
 from lit_llm.statistics.power import pooled
-from lit_llm.statistics.verdicts import detectable_ratio
 from lit_llm.store.store import Store
 from lit_llm.studies.audit.findings import Finding
 from lit_llm.studies.audit.tuning import ALL
-from lit_llm.studies.earlier_arms import EarlierArm, earlier_arms, nearest_arms
+from lit_llm.studies.earlier_arms import FEWEST_DEGREES, EarlierArm, earlier_arms, nearest_arms
 from lit_llm.studies.plan import Plan, PlannedArm
-from lit_llm.studies.seeds_needed import FEWEST_DEGREES, test_level
 
 TASKS = f"{EVALUATED}tasks/"
 
@@ -51,11 +48,22 @@ def with_undecidable_metrics(planned: Plan, store: Store) -> Plan:
     earlier = earlier_arms(store, lambda name: name == primary or _is_score_of(name, tasks))
     if not earlier:
         return planned
-    level, _ = test_level(planned.ablation)
-    degrees = seeds - 1
-    ratio = detectable_ratio(two_sided_critical(level, degrees), degrees) / math.sqrt(seeds)
+    ratio = _detectable_ratio(planned, seeds)
     found = [each for metric, others in earlier.items() if (each := _undecidable(metric, arms[0], others, ratio))]
     return replace(planned, findings=(*planned.findings, *_findings(found, primary, seeds)))
+
+
+def _detectable_ratio(planned: Plan, seeds: int) -> float:
+    """Smallest difference that the planned seeds detect with 80% power, in standard deviations of a paired difference.
+
+    Imports what most plans do not need: those of a store without earlier runs.
+    """
+    from lit_llm.statistics.multiple_comparisons import two_sided_critical
+    from lit_llm.statistics.verdicts import detectable_ratio
+    from lit_llm.studies.seeds_needed import test_level
+
+    (level, _), degrees = test_level(planned.ablation), seeds - 1
+    return detectable_ratio(two_sided_critical(level, degrees), degrees) / math.sqrt(seeds)
 
 
 def _planned_tasks(planned: Plan) -> frozenset[str]:
@@ -70,7 +78,7 @@ def _is_score_of(name: str, tasks: frozenset[str]) -> bool:
 
 
 def _undecidable(metric: str, planned: PlannedArm, earlier: Sequence[EarlierArm], ratio: float) -> _Undecidable | None:
-    """ratio: smallest difference that the planned seeds detect, in standard deviations of a paired difference."""
+    """None where the metric decides, or is not known at this size. ratio: from `_detectable_ratio`."""
     alike = [other for other in nearest_arms(planned, earlier) if not other.is_far(planned)]
     scatter = pooled(other.scatter for other in alike)
     if scatter is None or scatter.degrees < FEWEST_DEGREES:

@@ -21,29 +21,29 @@ def item_tables(comparison: ItemComparison, most: int) -> Iterator[Table]:
     head = ["test over items", "seeds", "lower", "higher", "p"]
     rows = [_test(test) for test in comparison.tests]
     lines = (
-        "lower, higher: items with a lower and with a higher value of the second arm",
+        f"A: {first}; B: {second}",
+        "lower, higher: items with a lower and with a higher value of B",
         "these tests are of other items, for the trained seeds; the interval above is of other seeds"
         + (" and other items" if comparison.whole.documents else ""),
         *comparison.notes,
     )
     yield Table("item-tests", title, head, rows, len(head), lines, above=whole)
     if comparison.sources:
-        yield _table("sources", "by source", comparison.sources, comparison, len(comparison.sources))
-    yield _table("items", "the items with the largest parts", comparison.items, comparison, most)
+        yield _table("sources", "by source", comparison.sources, ())
+    more = len(comparison.items) - most
+    adjusted = any(row.p is not None for row in comparison.items)
+    notes = (PARTS, *[ADJUSTED] * adjusted, *[f"{more:,} more: --top, or --json"] * (more > 0))
+    yield _table("items", "the items with the largest parts", comparison.items[:most], notes)
 
 
 def _test(test: ItemTest) -> list[str]:
     return [test.method, ", ".join(map(str, test.seeds)), f"{test.lower:,}", f"{test.higher:,}", text.p_value(test.p)]
 
 
-def _table(name: str, title: str, rows: Sequence[ItemDifference], comparison: ItemComparison, most: int) -> Table:
+def _table(name: str, title: str, rows: Sequence[ItemDifference], notes: tuple[str, ...]) -> Table:
     adjusted = any(row.p is not None for row in rows)
     head = [name.removesuffix("s"), "weight", "A", "B", "B - A", "part", *["p"] * adjusted]
-    cells = [_row(row, adjusted) for row in rows[:most]]
-    more = [f"{len(rows) - most:,} more: --top, or --json"] * (len(rows) > most)
-    first, second = comparison.arms
-    notes = (f"A: {first}; B: {second}", PARTS, *[ADJUSTED] * adjusted, *more)
-    return Table(name, title, head, cells, len(head), notes)
+    return Table(name, title, head, [_row(row, adjusted) for row in rows], len(head), notes)
 
 
 def _row(row: ItemDifference, adjusted: bool) -> list[str]:

@@ -24,8 +24,8 @@ def noise_table(report: NoiseReport, title: str = "") -> Table:
     """A row for each metric at each size."""
     several = len({row.size for row in report.rows}) > 1
     compared = any(row.decisions for row in report.rows)
-    head = ["metric", *["size"] * several, "params", "arms", "seeds", "mean", "signal", "noise", "paired"]
-    head += ["checkpoints", "ratio", *["decides"] * compared]
+    head = ["metric", *["size"] * several, "params", "arms", "seeds", "mean", "ratio", *["decides"] * compared]
+    head += ["signal", "noise", "paired", "checkpoints"]
     rows = [_row(row, several, compared) for row in report.rows]
     notes = (*NOTES, *[DECISIONS] * compared) if rows else ()
     return Table(NAME, title, head, rows, len(head), (*notes, *report.notes), 1 + several, keys=1 + several)
@@ -38,7 +38,7 @@ def _row(row: MetricNoise, several: bool, compared: bool) -> list[str]:
     alone = "–" if row.checkpoint_noise is None else f"{row.checkpoint_noise:.2%}"
     decides = _whole(row.decisions.share) if row.decisions else "–"
     name = [row.metric, *[row.size] * several]
-    return [*name, *numbers, *relative, alone, text.short(found.ratio), *[decides] * compared]
+    return [*name, *numbers, text.short(found.ratio), *[decides] * compared, *relative, alone]
 
 
 def _share(estimate: Estimate | None) -> str:
