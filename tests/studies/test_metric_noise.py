@@ -189,6 +189,19 @@ def test_the_size_of_a_difference_is_without_the_noise_of_its_mean(planned: Plan
     assert "`plan --power 0.2` the seeds" in message
 
 
+def test_the_tasks_of_a_study_are_judged_by_their_scores_too(write_study: Study, place: Store) -> None:
+    """Of two tasks the noisy one is named; a task that the study does not have is no concern of its plan."""
+    arms = "arms: {x: {}, y: {extends: decllm-tiny}}"
+    path = write_study("new", arms, [0, 1, 2])
+    path.write_text(path.read_text().replace("  pretrain:", "  evaluate: {tasks: {names: [boolq, rte]}}\n  pretrain:"))
+    planned = plan(load_study(path), built=False)
+    for study, values, task in (("one", NOISY, "boolq"), ("two", CLEAR, "rte"), ("three", NOISY, "piqa")):
+        reported(place, study, values, metric=f"eval/tasks/{task}/acc")
+    (message,) = notes(with_undecidable_metrics(planned, place))
+    assert message.startswith("eval/tasks/boolq/acc: too noisy for 3 seeds")
+    assert "`lit-llm noise one`" in message
+
+
 @pytest.mark.slow
 def test_the_command_shows_the_note_and_runs_no_less(write_study: Study, place: Store) -> None:
     path = write_study("new", "arms: {x: {}, y: {extends: decllm-tiny}}", [0, 1, 2])
