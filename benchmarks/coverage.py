@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import coverage_designs
+import coverage_noise
 import coverage_paired
 import coverage_scaling
 import coverage_sequential
@@ -26,6 +27,8 @@ TABLES: dict[str, Callable[[int, int], Rows]] = {
         coverage_designs.worst_of(coverage_designs.coverage_table(replicates, seed))
     ),
     "Seeds in rounds": lambda replicates, seed: coverage_sequential.coverage_table(replicates, seed),
+    "Signal and noise": lambda replicates, seed: coverage_noise.coverage_table("Signal and noise", replicates, seed),
+    "Decision accuracy": lambda replicates, seed: coverage_noise.coverage_table("Decision accuracy", replicates, seed),
     "Scaling laws": lambda replicates, seed: coverage_scaling.coverage_table(max(20, replicates // 5), seed),
 }
 

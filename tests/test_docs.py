@@ -29,9 +29,12 @@ from lit_llm.components.attention.config import AttentionConfig
 from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.report.tables.sweep import sweep_json, trial_json
 from lit_llm.statistics.comparison import Comparison, Row
+from lit_llm.statistics.item_differences import ItemComparison, ItemDifference, ItemTest
+from lit_llm.statistics.signal_and_noise import DecisionAccuracy, SignalAndNoise
 from lit_llm.statistics.two_studies import TwoStudies
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
+from lit_llm.studies.metric_noise import MetricNoise
 from lit_llm.studies.plan import plan
 from lit_llm.studies.runs import runs_of, status_rows
 from lit_llm.studies.seeds_needed import PowerPlan
@@ -316,7 +319,9 @@ def test_the_page_of_json_names_every_key(tmp_path: Path) -> None:
     found = set(keys(plan(ablation, built=False).as_json()))
     found |= {key for row in status_rows(runs_of(ablation, Store(tmp_path / "store"))) for key in row}
     of_bench = (results.Bench, results.Comparison, results.Measured, results.Quartiles, results.Machine)
-    for kind in (Comparison, Row, PowerPlan, TwoStudies, *of_bench, results.Ceilings, BenchSettings):
+    of_noise = (MetricNoise, SignalAndNoise, DecisionAccuracy, ItemComparison, ItemDifference, ItemTest)
+    of_studies = (Comparison, Row, PowerPlan, TwoStudies, *of_noise)
+    for kind in (*of_studies, *of_bench, results.Ceilings, BenchSettings):
         found |= {field.name for field in dataclasses.fields(kind)}
     search = load_sweep(ROOT / "sweeps" / "quickstart.yaml")
     found |= trial_json(search, Trial("red", 0, {}, "done")).keys() | sweep_json(search, []).keys()

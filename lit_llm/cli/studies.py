@@ -1,4 +1,4 @@
-"""Studies: plan, run, status, report, diff, train, adapt."""
+"""Studies: plan, run, status, report, train, adapt."""
 
 from __future__ import annotations
 
@@ -102,6 +102,7 @@ def plan(
     from lit_llm.studies.parallelism import with_throughputs
     from lit_llm.studies.plan import plan as make_plan
     from lit_llm.studies.stored import open_study
+    from lit_llm.studies.undecidable_metrics import with_undecidable_metrics
     from lit_llm.sweeps.sweep import is_sweep, open_sweep
 
     place = open_store(store)
@@ -110,6 +111,7 @@ def plan(
     planned = make_plan(ablation, prompt, generate, log=partial(print, file=sys.stderr), store=place)
     if search is None:
         _matching_version(ablation, place, console(stderr=True))
+        planned = with_undecidable_metrics(planned, place)
     at_once = jobs or max_parallel(ablation, slots_per_device or launch_settings(place.root).slots_per_device)
     measuring = measure and not planned.refused
     step_timings = timings(planned, at_once, place, measuring)
@@ -397,49 +399,6 @@ def _report_two(
         written.append(write_two(pair, [study, other], store, out))
     for page in written:
         screen.print(f"\nreport: {relative_path(page)}", style="dim", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def diff(
-    left: Annotated[str, typer.Argument(metavar="A", help="A preset, an experiment file, or STUDY:ARM.")],
-    right: Annotated[str, typer.Argument(metavar="B", help="The same.")],
-    override: Overrides = None,
-    as_json: AsJson = False,
-    store: StoreOption = DEFAULT_STORE,
-) -> None:
-    """Show what differs between two configurations. Example: lit-llm diff redllm-8b decllm-8b"""
-    from rich.table import Table
-
-    from lit_llm.config.tree import difference
-    from lit_llm.store.store import Store
-    from lit_llm.studies.stored import open_experiment
-
-    place = Store(store)
-    pair = [open_experiment(name, override or (), place).model_dump(mode="json") for name in (left, right)]
-    differences = difference(*pair)
-    if as_json:
-        print(json.dumps(differences, indent=1))
-        return
-    rows = {
-        key: ["–" if value is None else json.dumps(value) for value in values] for key, values in differences.items()
-    }
-    screen = console()
-    columns = zip(("key", left, right), *((key, *values) for key, values in rows.items()), strict=True)
-    if sum(2 + max(map(len, column)) for column in columns) <= screen.width:
-        table = Table("key", left, right, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for key, values in rows.items():
-            table.add_row(key, *values)
-        screen.print(table if differences else "They are equal.")
-        return
-    indent = min(max(len(left), len(right)), screen.width // 3)
-    for key, values in rows.items():  # too wide for a table: each key, then the value of each side
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        grid.add_column(width=2 + indent, overflow="fold")
-        grid.add_column(overflow="fold")
-        for name, value in zip((left, right), values, strict=True):
-            grid.add_row(f"  {name}", value)
-        screen.print(key, style="bold", highlight=False, soft_wrap=True)
-        screen.print(grid)
 
 
 @app.command()

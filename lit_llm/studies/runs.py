@@ -257,6 +257,15 @@ def runs_of_arm(source: str, overrides: Sequence[str], store: Store) -> list[Run
     return [run for run in runs_of(ablation, store) if arm in ("", run.arm.name)]
 
 
+def runs_of_one_arm(source: str, overrides: Sequence[str], store: Store) -> list[Run]:
+    """The same, of a source that names one arm. Raises InputError for several arms."""
+    runs = runs_of_arm(source, overrides, store)
+    if len({run.arm.name for run in runs}) > 1:
+        arms = ", ".join(f"{source}:{name}" for name in dict.fromkeys(run.arm.name for run in runs))
+        raise InputError(Problem(f"{source} has several arms; name one: {arms}"))
+    return runs
+
+
 def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, seed: int | None, after: str) -> str:
     """Fingerprint of the trained stage named by `STUDY:ARM`, an experiment file, a preset, or a fingerprint.
 
@@ -267,10 +276,7 @@ def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, see
         if seed is not None or after:
             raise InputError(Problem(f"{source} is a stage: it has one seed and no --after of its own"))
         return source
-    runs = runs_of_arm(source, overrides, store)
-    if len({run.arm.name for run in runs}) > 1:
-        arms = ", ".join(f"{source}:{name}" for name in dict.fromkeys(run.arm.name for run in runs))
-        raise InputError(Problem(f"{source} has several arms; name one: {arms}"))
+    runs = runs_of_one_arm(source, overrides, store)
     mine = [run for run in runs if seed in (None, run.seed)]
     if not mine:
         seeds = ", ".join(str(run.seed) for run in runs)

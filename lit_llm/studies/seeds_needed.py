@@ -7,11 +7,8 @@ nearest in parameters and training tokens. Every row names the source.
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from lit_llm.config.problems import InputError, Problem
@@ -28,17 +25,11 @@ from lit_llm.statistics.power import (
 from lit_llm.statistics.sequential import Rounds, round_levels
 from lit_llm.statistics.verdicts import LEVEL
 from lit_llm.store.store import Store
+from lit_llm.studies.earlier_arms import FEWEST_DEGREES, EarlierArm, earlier_arms, nearest_arms
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.plan import Plan, PlannedArm
 from lit_llm.studies.runs import runs_of
 from lit_llm.studies.stored import open_study
-
-FEWEST_DEGREES = 2
-"""Degrees of freedom that an arm's scatter needs; below, the pooled scatter of its study is used."""
-FAR = 4.0
-"""Largest ratio of parameters or tokens, either way, above which an earlier arm is called far."""
-ALIKE = math.log(1.1)
-"""Arms whose distances differ by less are equally near."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +68,6 @@ class PowerPlan:
     def as_json(self) -> dict[str, Any]:
         """The object that `plan --power --json` prints under `power`. Keys may be added, none is renamed."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class _EarlierArm:
-    """An arm of an earlier study with its scatter and its size."""
-
-    study: str
-    arm: str
-    scatter: Scatter
-    parameters: float
-    tokens: float
-
-    def distance(self, planned: PlannedArm) -> float:
-        """The larger of the two log ratios, of parameters and of training tokens."""
-        pairs = ((self.parameters, planned.cost.parameters), (self.tokens, planned.cost.tokens))
-        return max(abs(math.log(mine / theirs)) if mine > 0 and theirs > 0 else math.inf for mine, theirs in pairs)
 
 
 def seeds_needed(planned: Plan, store: Store, difference: float, pilot: str | None = None) -> PowerPlan:
@@ -184,7 +159,7 @@ def _scatters_of_store(
     scatters = _scatters(ablation, metric, store)
     if scatters:
         return _named_or_pooled(scatters, arms, "this study")
-    earlier = [*_earlier_arms(store, metric, ablation.study.study)]
+    earlier = earlier_arms(store, metric.__eq__, ablation.study.study).get(metric)
     return {arm.arm.name: _nearest(arm, earlier) for arm in arms} if earlier else {}
 
 
@@ -214,45 +189,16 @@ def _pooled_over(arms: int) -> str:
     return f"pooled over {arms} arm{'' if arms == 1 else 's'}"
 
 
-def _nearest(arm: PlannedArm, earlier: Sequence[_EarlierArm]) -> tuple[Scatter, str]:
+def _nearest(arm: PlannedArm, earlier: Sequence[EarlierArm]) -> tuple[Scatter, str]:
     """(pooled scatter, source) of the arms nearest to this one, within the study that has the nearest."""
-    best = min(earlier, key=lambda other: other.distance(arm))
-    near = best.distance(arm)
-    alike = [other for other in earlier if other.study == best.study and other.distance(arm) <= near + ALIKE]
+    alike = nearest_arms(arm, earlier)
     scatter = pooled(other.scatter for other in alike)
     assert scatter is not None
-    far = "" if near <= math.log(FAR) else f", far: {_ratios(best, arm)}"
-    return scatter, f"{best.study}, {_pooled_over(len(alike))}{far}"
+    far = f", far: {_ratios(alike[0], arm)}" if alike[0].is_far(arm) else ""
+    return scatter, f"{alike[0].study}, {_pooled_over(len(alike))}{far}"
 
 
-def _ratios(earlier: _EarlierArm, arm: PlannedArm) -> str:
+def _ratios(earlier: EarlierArm, arm: PlannedArm) -> str:
     """`0.1 times the parameters, 0.02 times the tokens`."""
     pairs = (("parameters", earlier.parameters, arm.cost.parameters), ("tokens", earlier.tokens, arm.cost.tokens))
     return ", ".join(f"{mine / theirs:.2g} times the {what}" for what, mine, theirs in pairs if theirs)
-
-
-def _earlier_arms(store: Store, metric: str, besides: str) -> Iterator[_EarlierArm]:
-    """Arms of all reported studies in a store that share two seeds of the metric with their baselines."""
-    for file in sorted((store.root / "studies").glob("*/runs.csv")):
-        if file.parent.name != besides:
-            yield from _reported_arms(file, metric)
-
-
-def _reported_arms(file: Path, metric: str) -> Iterator[_EarlierArm]:
-    """Arms of one study, read from the runs.csv of its report."""
-    values: dict[str, dict[int, float]] = {}
-    baselines: dict[str, str] = {}
-    sizes: dict[str, tuple[float, float]] = {}
-    try:
-        with file.open(newline="") as lines:
-            for row in csv.DictReader(lines):
-                if row["state"] == "done" and row.get(metric):
-                    values.setdefault(row["arm"], {})[int(row["seed"])] = float(row[metric])
-                    baselines[row["arm"]] = row["baseline"]
-                    sizes[row["arm"]] = float(row["parameters"]), float(row["tokens"])
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):
-        return  # a report of another version, or half a file, counts as absent
-    for arm, baseline in baselines.items():
-        scatter = scatter_of(values[arm], values.get(baseline, {}))
-        if scatter is not None:
-            yield _EarlierArm(file.parent.name, arm, scatter, *sizes[arm])

@@ -77,7 +77,14 @@ def test_the_page_holds_question_answer_tables_figures_and_commands(reported: tu
     page = ReadPage(folder / "report.html")
     assert page.texts["h1"] == ["reported"]
     assert "Is <b>every</b> number here?" in page.texts["p"]
-    assert page.texts["h2"] == ["Results", "Figures", "Design, and what was controlled", "Runs", "Reproduce"]
+    assert page.texts["h2"] == [
+        "Results",
+        "Figures",
+        "Signal and noise of the metrics",
+        "Design, and what was controlled",
+        "Runs",
+        "Reproduce",
+    ]
     comparison = json.loads((folder / "comparison.json").read_text())
     means = page.tables[0].column(NLL)
     assert {arm: cell.split()[0] for arm, cell in means.items()} == {

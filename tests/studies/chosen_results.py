@@ -18,6 +18,7 @@ def finish(
     values: Mapping[str, Sequence[float]],
     metric: str = NLL,
     validation: Mapping[str, Sequence[float]] | None = None,
+    flops: float = 1e9,
 ) -> None:
     """Give the first runs of each arm a result, in the order of all its seeds. values: {arm: one for each seed}.
 
@@ -29,5 +30,5 @@ def finish(
             stage = Run.of(arm, seed, store).last
             stage.folder.mkdir(parents=True, exist_ok=True)
             metrics = {metric: value, validation_metric(metric): validated}
-            result = {"state": "done", "metrics": metrics, "parameters": 1000, "tokens": 5000, "flops": 1e9}
+            result = {"state": "done", "metrics": metrics, "parameters": 1000, "tokens": 5000, "flops": flops}
             stage.finish(result | {"steps": 12, "finished": 1.0, "seconds": {}, "provenance": {}})

@@ -19,6 +19,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -30,6 +31,7 @@ from lit_llm.report.pages.frozen_analysis import details, summary
 from lit_llm.report.pages.html import Code, Embedded, Page, Section, html
 from lit_llm.report.paper import paper_tables, printed, printed_answer, printed_study, printed_tables, with_arm_names
 from lit_llm.report.tables.comparison import comparison_tables
+from lit_llm.report.tables.metric_noise import noise_table
 from lit_llm.report.tables.plan import (
     cache_note,
     costs_table,
@@ -41,9 +43,12 @@ from lit_llm.report.tables.plan import (
 from lit_llm.report.tables.table import Link, Table, folded, in_csv, in_latex, in_markdown, without
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.statistics.comparison import Comparison, RunResult
+from lit_llm.statistics.signal_and_noise import FEWEST_ARMS, FEWEST_SEEDS
 from lit_llm.store.store import Stage, Store, write_text
 from lit_llm.studies.analysis_plan import Registration, registration_of
 from lit_llm.studies.load import Ablation
+from lit_llm.studies.metric_noise import noise_of
+from lit_llm.studies.names import Names
 from lit_llm.studies.plan import Plan
 from lit_llm.studies.runs import Run
 from lit_llm.tracking.mlflow_links import run_addresses
@@ -159,11 +164,23 @@ def page(
         [
             results,
             *[figures] * bool(embedded),
+            *_signal_and_noise(plan.ablation, seen),
             _design(plan, comparison, registration),
             _runs(plan.ablation, seen, comparison, store, folder or store.study(study.study)),
             _reproduce(plan.ablation, seen, store),
         ],
     )
+
+
+def _signal_and_noise(ablation: Ablation, seen: Sequence[RunWithResult]) -> Iterator[Section]:
+    """Section on how well each metric tells the arms apart, where there are enough arms and seeds to tell."""
+    if len(ablation.arms) < FEWEST_ARMS or len({run.seed for run, _ in seen}) < FEWEST_SEEDS:
+        return
+    report = noise_of([(ablation, seen)])
+    if any(row.values.ratio is not None for row in report.rows):
+        table, names = noise_table(report), Names(ablation)
+        table = replace(table, rows=[[names.metric(metric), *rest] for metric, *rest in table.rows])
+        yield Section("noise", "Signal and noise of the metrics", tables=[folded(table)])
 
 
 def _status_line(seen: Sequence[RunWithResult], comparison: Comparison) -> str:
