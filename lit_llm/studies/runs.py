@@ -267,7 +267,11 @@ def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, see
         if seed is not None or after:
             raise InputError(Problem(f"{source} is a stage: it has one seed and no --after of its own"))
         return source
-    runs = runs_of_arm(source, overrides, store)
+    return trained_stage(runs_of_arm(source, overrides, store), source, seed, after)[1].node.fingerprint
+
+
+def trained_stage(runs: Sequence[Run], source: str, seed: int | None, after: str) -> tuple[Run, StoredStage]:
+    """The run of the only arm, and its trained stage; see `trained_fingerprint`. source: the user's name of the arm."""
     if len({run.arm.name for run in runs}) > 1:
         arms = ", ".join(f"{source}:{name}" for name in dict.fromkeys(run.arm.name for run in runs))
         raise InputError(Problem(f"{source} has several arms; name one: {arms}"))
@@ -275,10 +279,10 @@ def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, see
     if not mine:
         seeds = ", ".join(str(run.seed) for run in runs)
         raise InputError(Problem(f"{source} has no seed {seed}; it has {seeds}", "--seed"))
-    nodes = {step.node.name: step.node for step in mine[0].trained}
-    if after and after not in nodes:
-        raise InputError(Problem(f"{source} has no stage {after!r}; it has {', '.join(nodes)}", "--after"))
-    return nodes[after].fingerprint if after else mine[0].trained[-1].node.fingerprint
+    steps = {step.node.name: step for step in mine[0].trained}
+    if after and after not in steps:
+        raise InputError(Problem(f"{source} has no stage {after!r}; it has {', '.join(steps)}", "--after"))
+    return mine[0], steps[after] if after else mine[0].trained[-1]
 
 
 def left_out(runs: Sequence[Run]) -> list[str]:
