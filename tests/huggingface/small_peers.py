@@ -111,12 +111,14 @@ def peer(name, **changes):
     config = CONFIGS[name][0](**{**values_of(name), **changes}, attn_implementation="eager")
     model = MODELS[name](config).eval()
     generator = torch.Generator().manual_seed(7)
-    for parameter in model.parameters():
+    for key, parameter in model.named_parameters():
         if parameter.dim() < 2:
             middle = 0.0 if "gemma" in name or parameter.shape[0] == VOCABULARY else 1.0
             parameter.data.uniform_(middle - 0.5, middle + 0.5, generator=generator)
         else:
             parameter.data.normal_(0.0, 1.5 * parameter.shape[-1] ** -0.5, generator=generator)
+            if key.endswith("Attention.q.weight"):  # T5's scores are not scaled
+                parameter.data.mul_(_T5["d_kv"] ** -0.5)
     return model
 
 

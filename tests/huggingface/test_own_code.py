@@ -35,6 +35,7 @@ SECTIONS = {
         "encoder": {"layers": 2}, "decoder": {"layers": 3},
     },
 }  # fmt: skip
+UNREAD = {"cross_attention_mode": "none"}
 both = pytest.mark.parametrize("name", SECTIONS)
 
 
@@ -221,7 +222,7 @@ def test_every_preset_is_within_the_code(preset):
         ("redllm", {"decoder": {"layers": 3, "cross_attention": {"rope": "restart"}}}, "rope"),
         (
             "redllm",
-            {"decoder": {"layers": 3, "layer_ranges": {"1": {"cross_attention_mode": "none"}}}},
+            {"decoder": {"layers": 3, "layer_ranges": {"1": UNREAD}}},
             "cross_attention",
         ),
     ],
