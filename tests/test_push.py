@@ -121,7 +121,7 @@ def test_a_push_is_the_files_of_the_dry_run_in_one_commit(trained, hub):
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith("/me/tiny")
     (made,) = hub["/api/repos/create"]
-    assert (made["name"], made["organization"], made["private"]) == ("tiny", "me", True)
+    assert (made["name"], made["organization"], made["visibility"]) == ("tiny", "me", "private")
     ((head, *files),) = hub["/api/models/me/tiny/commit/main"]
     assert head["key"] == "header"
     contents = {file["value"]["path"]: base64.b64decode(file["value"]["content"]) for file in files}
@@ -163,7 +163,7 @@ def test_the_card_is_one_that_the_hub_reads_and_its_snippet_runs(trained, tmp_pa
         (("norms.yaml:nromed", "me/tiny"), "did you mean 'normed'"),
         (("norms.yaml", "me/tiny"), "several arms"),
         (("norms.yaml:normed", "me/tiny", "--seed", "7"), "no seed 7"),
-        (("norms.yaml:plain", "me/tiny"), "has no weights"),
+        (("norms.yaml:plain", "me/tiny"), "there is no stage"),
     ],
 )
 def test_what_cannot_be_pushed_says_so_and_leaves_nothing(arguments, named, trained, hub):
@@ -220,8 +220,12 @@ def test_a_metric_has_the_interval_of_its_mean_over_seeds(card):
 
 def test_the_card_has_the_studys_answer_and_the_difference_from_the_baseline(card):
     assert row_of(card, "model.attention.output_norm")[1:] == ["none", "head"]
-    assert "-0.500" in card
-    assert "seed 1" in card
+    assert "normed is better than plain by 0.500" in card
+    assert "with seed 1" in card
+
+
+def test_the_card_names_no_folder_of_the_machine(card):
+    assert row_of(card, "data")[1] == r"text (files: [\*.txt])"
 
 
 def test_a_folder_of_lit_llm_says_how_lit_llm_reads_it(card):

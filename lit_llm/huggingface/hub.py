@@ -32,13 +32,12 @@ def upload(folder: Path, repo: str, private: bool) -> str:
     Raises:
         InputError: The Hub refused it, or was not reached.
     """
-    from httpx import HTTPError
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 
     hub = HfApi(library_name="lit-llm")
     try:
-        made = hub.create_repo(repo, private=private, exist_ok=True)
+        made = hub.create_repo(repo, private=private or None, exist_ok=True)
         hub.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload by lit-llm push")
     except LocalTokenNotFoundError:
         raise InputError(Problem(f"needs a token; {LOGIN}", repo)) from None

@@ -161,7 +161,7 @@ class CrossAttention(Attention):
     def forward(self, x_BTD: Tensor, source: Source, cache: EncoderDecoderCache | None = None) -> Tensor:  # type: ignore[override]
         q = rotate(self.heads(self.q_proj, x_BTD), source.target_rotation)
         if cache is not None and cache.is_updated.get(self.layer_idx):
-            kept = cache.cross_attention_cache.layers[self.layer_idx]
+            kept: Any = cache.cross_attention_cache.layers[self.layer_idx]
             return self.attend(q, kept.keys, kept.values, source.mask)
         k = rotate(self.heads(self.k_proj, source.states_BSD), source.rotation)
         v = self.heads(self.v_proj, source.states_BSD)
@@ -254,7 +254,7 @@ class Encoder(Stack):
 class LitLLMPreTrainedModel(PreTrainedModel):
     """What both families tell transformers."""
 
-    config_class = DecLLMConfig
+    config_class: type[DecLLMConfig] = DecLLMConfig
     base_model_prefix = ""
     _no_split_modules = ["Layer"]
     _supports_sdpa = True
@@ -326,7 +326,7 @@ class RedLLMForConditionalGeneration(LitLLMPreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.encoder.embed_tokens = self.decoder.embed_tokens = value
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
@@ -351,6 +351,8 @@ class RedLLMForConditionalGeneration(LitLLMPreTrainedModel, GenerationMixin):
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds)
         if decoder_input_ids is None:
+            if labels is None:
+                raise ValueError("decoder_input_ids or labels are needed")
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         x_BTD, states_BSD = self.decoder.embed_tokens(decoder_input_ids), encoder_outputs[0]
         if cache is None and labels is None and (self.config.use_cache if use_cache is None else use_cache):
@@ -373,5 +375,6 @@ class RedLLMForConditionalGeneration(LitLLMPreTrainedModel, GenerationMixin):
             config=self.config, inputs_embeds=x_BTD, attention_mask=attention_mask, encoder_hidden_states=states_BSD
         )
         lengths_B1 = states_BSD.shape[1] if attention_mask is None else attention_mask.sum(-1, keepdim=True)
-        rotation = rotation_at(positions_of(attention_mask, states_BSD), self.config, x_BTD.dtype)
-        return Source(states_BSD, mask, rotation, rotation_at(positions_BT + lengths_B1, self.config, x_BTD.dtype))
+        config = self.decoder.config
+        rotation = rotation_at(positions_of(attention_mask, states_BSD), config, x_BTD.dtype)
+        return Source(states_BSD, mask, rotation, rotation_at(positions_BT + lengths_B1, config, x_BTD.dtype))

@@ -126,6 +126,8 @@ def _model(pushed: Pushed) -> Iterator[list[str]]:
 def _training(pushed: Pushed) -> Iterator[list[str]]:
     data = pushed.run.experiment.pretrain.data
     corpus = data.corpus.model_dump(mode="json", exclude_defaults=True)
+    if "files" in corpus:  # their folders are of one machine
+        corpus["files"] = [Path(name).name for name in corpus["files"]]
     settings = ", ".join(f"{key}: {text_of(value)}" for key, value in corpus.items() if key != "kind")
     yield ["data", f"{data.corpus.kind}{settings and f' ({settings})'}"]
     yield ["tokenizer", data.tokenizer.kind]
