@@ -1,4 +1,4 @@
-"""Finished runs and checkpoints: evaluate, generate, import, export."""
+"""Finished runs and checkpoints: evaluate, generate, import, export, push."""
 
 from __future__ import annotations
 
@@ -138,7 +138,10 @@ def import_(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint: config.json and *.safetensors.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; imported/NAME when absent.")] = None,
 ) -> None:
-    """Make a checkpoint of transformers one of ours: Llama, Qwen 3, Gemma 2, T5Gemma, T5Gemma 2, ModernBERT.
+    """Make a checkpoint of transformers one of ours.
+
+    Llama, Mistral, Qwen 2 and 3, OLMo 2, Gemma 2 and 3, T5 v1.1, mT5, T5Gemma, T5Gemma 2, ModernBERT; exported DecLLM
+    and RedLLM.
 
     Writes model.yaml, which an experiment can `extends`, weights.safetensors and the tokenizer.json. It names features
     that are not supported, and then writes nothing; pickled weights are never opened. Example:
@@ -170,8 +173,9 @@ def export(
 ) -> None:
     """Write a finished run for transformers: model.safetensors, config.json, tokenizer.json.
 
-    Where transformers has no such architecture it writes model.yaml and weights.safetensors, with the reason.
-    Example: lit-llm export study.yaml:dec exported; AutoModelForCausalLM.from_pretrained("exported") reads it
+    DecLLM and RedLLM take their code along, which trust_remote_code=True runs. Other architectures that transformers
+    does not have become model.yaml and weights.safetensors, with the reason. Example: lit-llm export study.yaml:dec
+    exported; AutoModelForCausalLM.from_pretrained("exported", trust_remote_code=True) reads it
     """
     if _is_imported(source):
         from lit_llm.huggingface import export_folder
@@ -183,6 +187,56 @@ def export(
     from lit_llm.store.store import Store
 
     print(f"{relative_path(out)}: {export_finished(Store(store), fingerprint, out)}")
+
+
+@app.command()
+def push(
+    source: Annotated[str, typer.Argument(metavar="STUDY:ARM", help="An arm of a study, an experiment, or a preset.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository of the Hugging Face Hub: user/model.")],
+    seed: Annotated[int | None, typer.Option(help="Which run of the arm; the first when absent.")] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(metavar="[pretrain|finetune|source]", help="Which stage's weights; the last if absent."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Hide a new repository from others.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the folder with its card, and upload nothing.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write and to keep; pushed/MODEL for --dry-run, else none.")
+    ] = None,
+    override: Overrides = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Upload a finished run to the Hugging Face Hub, with a model card drawn from the study.
+
+    The folder is that of `export`. The card has the question, what differs from the baseline, data, tokens, FLOPs,
+    metrics with intervals over seeds, provenance, and how to load it. Needs a token: `hf auth login`, or HF_TOKEN.
+    Example: lit-llm push ablations/quickstart.yaml:dec me/quickstart-dec --dry-run
+    """
+    import tempfile
+
+    from lit_llm.huggingface.hub import check_repo, upload
+    from lit_llm.report.model_card import Pushed, model_card
+    from lit_llm.runs.trained_model import export_finished
+    from lit_llm.studies.load import file_and_arm
+    from lit_llm.studies.runs import runs_of, runs_of_arm, trained_stage
+    from lit_llm.studies.stored import open_study
+
+    check_repo(repo)
+    place = open_store(store)
+    run, step = trained_stage(runs_of_one_arm(source, override or (), place), source, seed, after or "")
+    ablation = open_study(file_and_arm(source)[0], override or (), place)
+    runs = runs_of(ablation, place)
+    with tempfile.TemporaryDirectory() as work:
+        name = repo.rpartition("/")[2]
+        kept = out or (Path("pushed") / name if dry_run else None)
+        folder = kept or Path(work) / name
+        print(f"{relative_path(kept) if kept else repo}: {export_finished(place, step.node.fingerprint, folder)}")
+        card = model_card(Pushed(ablation, runs, run, step, folder, repo))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        if not dry_run:
+            print(upload(folder, repo, private))
 
 
 def _is_imported(source: str) -> bool:

@@ -8,7 +8,8 @@
 `source_config.py` has transformers' own classes read a config.json and refuses what we do not have. `from_config.py`
 makes a model section of the result, `to_config.py` writes a config.json, `tensor_names.py` says which tensors are
 which; each has one plain function per architecture, and `architectures.py` lists them. `checkpoint.py` converts and
-opens, `tensors.py` reads safetensors, `export.py` writes.
+opens, `tensors.py` reads safetensors, `export.py` writes. `modeling_lit_llm.py` is the code that an export of DecLLM or
+RedLLM takes along, and `hub.py` uploads a folder.
 """
 
 from lit_llm.huggingface.checkpoint import import_checkpoint, is_checkpoint, open_checkpoint, open_model

@@ -1,11 +1,14 @@
-"""The architectures of transformers that are points in our space of models."""
+"""The architectures of transformers that are points in our space of models, and DecLLM and RedLLM, which bring their
+code along."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.components.registry import COMPONENTS
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import Section, validate
@@ -15,7 +18,7 @@ from lit_llm.huggingface.source_config import build_config, require_transformers
 from lit_llm.huggingface.tensor_names import Names
 from lit_llm.huggingface.to_config import SpecialTokens
 from lit_llm.models.config import ModelConfig
-from lit_llm.models.resolve import ResolvedModel, resolve_model
+from lit_llm.models.resolve import Layer, ResolvedModel, resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -41,8 +44,20 @@ class Architecture:
     """Its norms multiply by 1 + w, ours by the scale itself."""
     ignored_keys: tuple[str, ...] = ()
     """Keys of its config.json that change nothing here, or that its class writes into others."""
+    unlisted_keys: tuple[str, ...] = ()
+    """Keys of its config.json that its model reads although its class does not list them."""
+    tied_by_file: tuple[str, ...] = ()
+    """`tie_embeddings` of a file (without, with) an output matrix of its own, where the file decides and not the
+    config.json."""
+    unscaled: bool = False
+    """Its scores have no factor. An export multiplies ours into W_q, where that is exact: see `without_scales`."""
     ignored_tensors: tuple[str, ...] = ()
     """Beginnings of names of tensors that are no part of the network as we have it."""
+
+    @property
+    def code(self) -> str | None:
+        """File of this package that an export takes along; None for a class that transformers has."""
+        return to_config.CODE if self.model_type in ("decllm", "redllm") else None
 
 
 BUFFERS = ("rotary_emb.inv_freq",)
@@ -61,6 +76,33 @@ ARCHITECTURES = {
         Architecture(
             "qwen3", "Qwen3ForCausalLM", from_config.qwen3, to_config.qwen3, tensor_names.qwen3, ("lm_head.weight",),
             ignored_keys=("use_sliding_window", "max_window_layers"),
+        ),
+        Architecture(
+            "qwen2", "Qwen2ForCausalLM", from_config.qwen2, to_config.qwen2, tensor_names.qwen2, ("lm_head.weight",),
+            ignored_keys=("use_sliding_window", "max_window_layers"), unlisted_keys=("head_dim",),
+        ),
+        Architecture(
+            "mistral", "MistralForCausalLM", from_config.mistral, to_config.mistral, tensor_names.llama,
+            ("lm_head.weight",),
+        ),
+        Architecture(
+            "olmo2", "Olmo2ForCausalLM", from_config.olmo2, to_config.olmo2, tensor_names.olmo2, ("lm_head.weight",),
+            unlisted_keys=("head_dim",),
+        ),
+        Architecture(
+            "gemma3_text", "Gemma3ForCausalLM", from_config.gemma3, to_config.gemma3, tensor_names.gemma3,
+            ("lm_head.weight",), scales_from_one=True,
+            ignored_keys=("_sliding_window_pattern", "sliding_window_pattern"),
+        ),
+        *(
+            Architecture(
+                name, f"{model}ForConditionalGeneration", from_config.t5, to_config.t5, tensor_names.t5,
+                ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+                tied_by_file=("all", "inputs"), unscaled=True,
+                ignored_keys=("feed_forward_proj", "initializer_factor", "n_positions"),
+                ignored_tensors=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.",),
+            )
+            for name, model in (("t5", "T5"), ("mt5", "MT5"))
         ),
         Architecture(
             "gemma2", "Gemma2ForCausalLM", from_config.gemma2, to_config.gemma2, tensor_names.gemma2,
@@ -85,6 +127,14 @@ ARCHITECTURES = {
             tensor_names.modernbert, ("decoder.weight",),
             ignored_keys=("layer_norm_eps", "position_embedding_type", "global_attn_every_n_layers"),
         ),
+        Architecture(
+            "decllm", "DecLLMForCausalLM", from_config.decllm, to_config.decllm, tensor_names.decllm,
+            ("lm_head.weight",), ignored_keys=("auto_map",),
+        ),
+        Architecture(
+            "redllm", "RedLLMForConditionalGeneration", from_config.redllm, to_config.redllm, tensor_names.redllm,
+            ("lm_head.weight", "encoder.embed_tokens.weight"), ignored_keys=("auto_map",),
+        ),
     )
 }  # fmt: skip
 """{model_type: architecture}."""
@@ -104,7 +154,37 @@ def checked(section: Mapping[str, Any]) -> ModelConfig:
 
 def read_values(architecture: Architecture, values: Mapping[str, Any]) -> ModelConfig:
     """The model that a config.json's values describe. Raises InputError with everything that we do not have."""
-    return checked(architecture.section(build_config(architecture.model_type, values, architecture.ignored_keys)))
+    config = build_config(architecture.model_type, values, architecture.ignored_keys, architecture.unlisted_keys)
+    return checked(architecture.section(config))
+
+
+def with_ties_of(model: ResolvedModel, architecture: Architecture, config: ModelConfig) -> ResolvedModel:
+    """What a config.json describes, with the model's `tie_embeddings` where the file of weights decides on it."""
+    described = resolve_model(config)
+    if {model.tie_embeddings, described.tie_embeddings} <= {*architecture.tied_by_file}:
+        return described.model_copy(update={"tie_embeddings": model.tie_embeddings})
+    return described
+
+
+def without_scales(model: ResolvedModel) -> tuple[ResolvedModel, dict[str, float]]:
+    """(the same function with scores that have no factor, {name of a W_q: its factor}).
+
+    Factors that are powers of two alone: a product with them is exact. Other attentions stay as they are.
+    """
+    factors: dict[str, float] = {}
+    sides: dict[str, Any] = {}
+    for side, layers in model.stacks:
+        sides[side] = []
+        for index, layer in enumerate(layers):
+            parts = dict(layer.parts)
+            for name, part in parts.items():
+                if isinstance(part, ResolvedAttention):
+                    factor = part.head_dim**-0.5 if part.scale is None else part.scale
+                    if math.frexp(factor)[0] == 0.5:
+                        factors[f"{side}.layers.{index}.{name}.q.weight"] = factor
+                        parts[name] = part.model_copy(update={"scale": 1.0})
+            sides[side].append(Layer(parts=tuple(parts.items())))
+    return model.model_copy(update={side: tuple(layers) for side, layers in sides.items()}), factors
 
 
 def nearest(model: ResolvedModel, tokens: SpecialTokens) -> tuple[Architecture, dict[str, Any], dict[str, str]]:
@@ -118,15 +198,19 @@ def nearest(model: ResolvedModel, tokens: SpecialTokens) -> tuple[Architecture, 
         differences = {key: f"is {kind!r}, and nothing is like it there" for key, kind in absent.items()}
         return ARCHITECTURES["llama"], {}, differences
     require_transformers()
-    families = {"decoder": ("llama", "qwen3", "gemma2"), "encoder_decoder": ("t5gemma", "t5gemma2")}
+    families = {
+        "decoder": ("llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3_text", "decllm"),
+        "encoder_decoder": ("t5gemma", "t5gemma2", "t5", "redllm"),
+    }
     candidates = []
     for name in families.get(model.family, ("modernbert",)):
         architecture = ARCHITECTURES[name]
         values = architecture.config(model, tokens)
         try:
-            theirs = _by_layer(resolve_model(read_values(architecture, values)))
-            pairs = difference(_by_layer(model), theirs).items()
-            differences = {key: f"is {ours!r}, {other!r} there" for key, (ours, other) in pairs}
+            theirs = with_ties_of(model, architecture, read_values(architecture, values))
+            ours = without_scales(model)[0] if architecture.unscaled else model
+            pairs = difference(_by_layer(ours), _by_layer(theirs)).items()
+            differences = {key: f"is {here!r}, {there!r} there" for key, (here, there) in pairs}
             distance = len(differences)
         except InputError as error:  # counts as a difference in each layer
             differences = {problem.key or "config.json": problem.message for problem in error.problems}

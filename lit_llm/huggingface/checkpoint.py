@@ -47,8 +47,9 @@ TABLES = ("embedding.weight", "encoder_embedding.weight", "output.weight", "outp
 def import_checkpoint(folder: Path, out: Path) -> ModelConfig:
     """Write a checkpoint of transformers as a directory of ours.
 
-    Knows Llama, Qwen 3, Gemma 2, T5Gemma, T5Gemma 2 (its text part) and ModernBERT (for masked tokens). Runs no code of
-    the folder and opens no pickle.
+    Knows Llama, Mistral, Qwen 2 and 3, OLMo 2, Gemma 2 and 3 (its text part), T5 v1.1 and mT5, T5Gemma, T5Gemma 2 (its
+    text part), ModernBERT (for masked tokens), and exported DecLLM and RedLLM. Runs no code of the folder and opens no
+    pickle.
 
     Args:
         folder: Directory with config.json and *.safetensors.
@@ -66,8 +67,12 @@ def import_checkpoint(folder: Path, out: Path) -> ModelConfig:
     refuse_full(out)
     architecture, model = read_config(folder / SOURCE)
     tokenizer = folder / TOKENIZER
-    layout = tokenizer_file.read(tokenizer) if tokenizer.is_file() else None
-    state = _state(Tensors(folder), architecture, resolve_model(model))
+    layout = _layout(tokenizer, read_json(folder / SOURCE)) if tokenizer.is_file() else None
+    tensors = Tensors(folder)
+    if architecture.tied_by_file:
+        tie = architecture.tied_by_file[_has_output(tensors, architecture)]
+        model = model.model_copy(update={"tie_embeddings": tie})
+    state = _state(tensors, architecture, resolve_model(model))
     fits = layout is not None and layout.vocabulary <= model.vocabulary
     read_by = {"path": TOKENIZER, **ends_of(tokenizer, layout)} if layout and fits else None
     with new_folder(out) as work:
@@ -97,6 +102,25 @@ def _architecture_of(values: Mapping[str, Any]) -> Architecture:
     if not isinstance(models, list) or (models and model not in models):
         raise InputError(Problem(f"{models!r} cannot be imported; of {name} only {model}", "architectures"))
     return ARCHITECTURES[name]
+
+
+def _layout(tokenizer: Path, values: Mapping[str, Any]) -> tokenizer_file.Layout:
+    """Ids of a tokenizer's file. A decoder begins with the token that the config.json names, such as T5's <pad>."""
+    start, layout = values.get("decoder_start_token_id"), tokenizer_file.read(tokenizer)
+    if start in (None, layout.end):
+        return layout
+    named = {index: token for token, index in tokenizer_file.tokens_of(read_json(tokenizer)).items()}
+    return tokenizer_file.read(tokenizer, begin=named.get(start))
+
+
+def _has_output(tensors: Tensors, architecture: Architecture) -> bool:
+    """Whether a file holds an output matrix that is not its embedding: transformers then does not tie them."""
+    import torch
+
+    output, embedding = architecture.tied[0], "shared.weight"
+    if not {output, embedding} <= tensors.shapes.keys():
+        return False
+    return not torch.equal(tensors.read(output), tensors.read(embedding))
 
 
 def _state(tensors: Tensors, architecture: Architecture, model: ResolvedModel) -> dict[str, Tensor]:

@@ -1,16 +1,17 @@
-"""Models of ours for transformers: safetensors, and a config.json where it knows the architecture."""
+"""Models of ours for transformers: safetensors, and a config.json where it knows the architecture or where the folder
+takes the code along."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.problems import InputError, some
 from lit_llm.data import tokenizer_file
-from lit_llm.huggingface.architectures import EOI, Architecture, nearest
+from lit_llm.huggingface.architectures import EOI, Architecture, nearest, with_ties_of, without_scales
 from lit_llm.huggingface.checkpoint import (
     SOURCE,
     TOKENIZER,
@@ -42,6 +43,8 @@ def export_checkpoint(
     begin: str | None = None,
 ) -> str:
     """Write a model for transformers' `from_pretrained`; one of another architecture as a directory of ours.
+
+    DecLLM and RedLLM take their code along: `from_pretrained(out, trust_remote_code=True)`.
 
     Args:
         config: Model section of an experiment.
@@ -98,8 +101,8 @@ def _export(
     tokens = SpecialTokens(layout.end, layout.begin) if layout else SpecialTokens(EOD, BOS)
     architecture, values, differences = nearest(model, tokens)
     values = {"model_type": architecture.model_type, "architectures": [architecture.model], **values}
-    if source is not None and not differences and (source_values := _values_if_same(source, model)):
-        values = source_values
+    if source is not None and not differences and (read := _read_if_same(source, model)):
+        architecture, values = read
     with new_folder(out) as work:
         if tokenizer is not None:
             shutil.copyfile(tokenizer, work / TOKENIZER)
@@ -111,22 +114,28 @@ def _export(
         _write(work, architecture, model, values, state)
         if tokenizer is not None and layout is not None:
             _describe(work, tokenizer, layout, values.get("pad_token_id"))
-    images = ", its images' part untrained" if architecture.model_type == "t5gemma2" else ""
-    return f"{architecture.model} for transformers' from_pretrained{images}"
+        if model.decoder:
+            _write_generation(work, values, range(layout.vocabulary, model.vocabulary) if layout else ())
+    note = ", its images' part untrained" if architecture.model_type == "t5gemma2" else ""
+    if architecture.code:
+        note = f" with trust_remote_code=True; its code is {architecture.code} beside the weights"
+    return f"{architecture.model} for transformers' from_pretrained{note}"
 
 
-def _values_if_same(source: Path, model: ResolvedModel) -> dict[str, Any] | None:
-    """Values of a config.json, if it describes this model."""
+def _read_if_same(source: Path, model: ResolvedModel) -> tuple[Architecture, dict[str, Any]] | None:
+    """Architecture and values of a config.json, if it describes this model."""
     try:
-        _, described = read_config(source)
+        architecture, described = read_config(source)
     except InputError:
         return None
-    return dict(json.loads(source.read_text(encoding="utf-8"))) if resolve_model(described) == model else None
+    if with_ties_of(model, architecture, described) != model:
+        return None
+    return architecture, dict(json.loads(source.read_text(encoding="utf-8")))
 
 
 def _outside(architecture: Architecture, differences: Mapping[str, str]) -> str:
     listed = [f"{key} {difference}" for key, difference in differences.items()]
-    return f"the nearest it knows is {architecture.model}, and {some(listed)}"
+    return f"the nearest is {architecture.model}, and {some(listed)}"
 
 
 def _write(
@@ -144,6 +153,8 @@ def _write(
         tensors[EOI] = _end_of_image(values, tensors)
     values = {**values, "dtype": str(kind).removeprefix("torch.")}
     (folder / SOURCE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    if architecture.code:
+        shutil.copyfile(Path(__file__).with_name(architecture.code), folder / architecture.code)
     with replacing(folder / "model.safetensors") as work:
         save_file(tensors, work, {"format": "pt"})
 
@@ -153,6 +164,9 @@ def tensors_of(architecture: Architecture, model: ResolvedModel, state: Mapping[
     import torch
 
     tensors: dict[str, Tensor] = {}
+    if architecture.unscaled:
+        factors = without_scales(model)[1]
+        state = {name: tensor * factors[name] if name in factors else tensor for name, tensor in state.items()}
     for theirs, ours in architecture.names(model).items():
         tensor = torch.cat([state[name] for name in ours]) if len(ours) > 1 else state[ours[0]]
         from_one = architecture.scales_from_one and tensor.dim() == 1
@@ -171,6 +185,18 @@ def _describe(folder: Path, tokenizer: Path, layout: tokenizer_file.Layout, pad:
     tokens = {key: named[index] for key, index in ids.items() if index in named}
     content = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **tokens}, indent=2, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(content + "\n", encoding="utf-8")
+
+
+def _write_generation(folder: Path, values: Mapping[str, Any], without_text: Sequence[int]) -> None:
+    """Write the generation_config.json.
+
+    without_text: ids that the tokenizer does not have, and `lit-llm generate` does not choose either.
+    """
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    content = {name: values[name] for name in names if values.get(name) is not None}
+    if without_text:
+        content["suppress_tokens"] = [*without_text]
+    (folder / "generation_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _end_of_image(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:

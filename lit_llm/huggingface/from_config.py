@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.huggingface.source_config import ACTIVATIONS, GLOBAL, LOCAL, stacks_of
+from lit_llm.huggingface.source_config import ACTIVATIONS, GLOBAL, LOCAL, UNGATED, stacks_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -28,8 +28,38 @@ def qwen3(config: PreTrainedConfig) -> dict[str, Any]:
     return section
 
 
+def qwen2(config: PreTrainedConfig) -> dict[str, Any]:
+    """Llama with biases on queries, keys and values, and windows."""
+    section = _decoder_only(config)
+    section["attention"]["qkv_bias"] = ["q", "k", "v"]
+    return section
+
+
+def mistral(config: PreTrainedConfig) -> dict[str, Any]:
+    """Llama with a window in every layer, or in none."""
+    section = _decoder_only(config)
+    if config.sliding_window is not None:
+        section["attention"]["window"] = config.sliding_window
+    return section
+
+
+def olmo2(config: PreTrainedConfig) -> dict[str, Any]:
+    """Llama with norms of what each part adds, and of the queries, and of the keys, of all heads together."""
+    section = _decoder_only(config)
+    section["norm"] = _rms_norm(config, "output")
+    section["attention"] |= {**_qk_norms(config), "qkv_norm_over": "concat"}
+    return section
+
+
 def gemma2(config: PreTrainedConfig) -> dict[str, Any]:
     return {**_decoder_only(config), "norm": _rms_norm(config, "sandwich"), "embedding": {"scaled": True}}
+
+
+def gemma3(config: PreTrainedConfig) -> dict[str, Any]:
+    """Gemma 2 with norms on queries and keys, without capped scores, and with another theta in local layers."""
+    section = gemma2(config)
+    section["attention"] |= _qk_norms(config)
+    return section
 
 
 def t5gemma(config: PreTrainedConfig) -> dict[str, Any]:
@@ -72,7 +102,65 @@ def modernbert(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
+def t5(config: PreTrainedConfig) -> dict[str, Any]:
+    """T5 v1.1, Flan-T5, mT5 and UL2's checkpoint: scores are not scaled, and a stack's layers share a relative bias.
+
+    Output and embedding are one matrix here; `Architecture.tied_by_file` says what an output matrix of a file changes.
+    """
+    activations = ACTIVATIONS if config.is_gated_act else UNGATED
+    return {
+        "family": "encoder_decoder",
+        "d_model": config.d_model,
+        "vocabulary": config.vocab_size,
+        "tie_embeddings": "all",
+        "norm": {"function": "rms_norm", "scale": True, "eps": config.layer_norm_epsilon, "placement": "pre"},
+        "attention": {
+            "heads": config.num_heads,
+            "head_dim": config.d_kv,
+            "qkv_norm": [],
+            "output_norm": "none",
+            "scale": 1.0,
+            "rope": "none",
+            "relative_bias": "shared",
+            "relative_buckets": config.relative_attention_num_buckets,
+            "relative_distance": config.relative_attention_max_distance,
+        },
+        "feed_forward": {"activation": activations[config.dense_act_fn], "d_ff": config.d_ff},
+        "encoder": {"layers": config.num_layers},
+        "decoder": {"layers": config.num_decoder_layers},
+    }
+
+
+def decllm(config: PreTrainedConfig) -> dict[str, Any]:
+    return {**_of_paper(config), "family": "decoder"}
+
+
+def redllm(config: PreTrainedConfig) -> dict[str, Any]:
+    return {**_of_paper(config), "family": "encoder_decoder", "encoder": {"layers": config.num_encoder_layers}}
+
+
 # --- what they share -----------------------------------------------------------------------------------------------
+
+
+def _of_paper(config: PreTrainedConfig) -> dict[str, Any]:
+    """What `modeling_lit_llm.py` computes in both families: norms without a scale, also on queries, keys and values."""
+    return {
+        "d_model": config.hidden_size,
+        "vocabulary": config.vocab_size,
+        "tie_embeddings": _tied(config),
+        "norm": {"function": "rms_norm", "scale": False, "eps": config.rms_norm_eps},
+        "attention": {
+            "heads": config.num_attention_heads,
+            "kv_heads": config.num_key_value_heads,
+            "head_dim": config.head_dim,
+            "qkv_norm": ["q", "k", "v"],
+            "output_norm": "head" if config.attention_output_norm else "none",
+            "norm_eps": config.rms_norm_eps,
+            "rope_theta": config.rope_theta,
+        },
+        "feed_forward": {"activation": "swiglu", "d_ff": config.intermediate_size},
+        "decoder": {"layers": config.num_hidden_layers},
+    }
 
 
 def _decoder_only(config: PreTrainedConfig) -> dict[str, Any]:
@@ -133,7 +221,7 @@ def _attention(config: PreTrainedConfig, kind: str | None = None) -> dict[str, A
     """Attention in layers of a kind; of the global layers when absent, or of the local ones where all are local."""
     kind = kind or (GLOBAL if GLOBAL in _layer_types(config) else LOCAL)
     rope = config.rope_parameters.get(kind, config.rope_parameters)
-    linear = rope.get("rope_type") == "linear"
+    scaling = rope.get("rope_type", "default")
     head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     attention = {
         "heads": config.num_attention_heads,
@@ -142,8 +230,11 @@ def _attention(config: PreTrainedConfig, kind: str | None = None) -> dict[str, A
         "qkv_norm": [],
         "output_norm": "none",
         "rope_theta": rope["rope_theta"],
-        "rope_factor": rope.get("factor", 1.0) if linear else 1.0,
+        "rope_factor": 1.0 if scaling == "default" else rope.get("factor", 1.0),
+        "rope_scaling": "linear",
     }
+    if scaling in ("llama3", "yarn"):
+        attention |= {"rope_scaling": scaling, "rope_original_length": rope["original_max_position_embeddings"]}
     if getattr(config, "query_pre_attn_scalar", head_dim) != head_dim:
         attention["scale"] = config.query_pre_attn_scalar**-0.5
     if getattr(config, "attn_logit_softcapping", None) is not None:

@@ -23,10 +23,13 @@ ACTIVATIONS = {
     "swish": "swiglu",
     "gelu": "geglu",
     "gelu_pytorch_tanh": "geglu_tanh",
+    "gelu_new": "geglu_tanh",
     "relu": "reglu",
     "sigmoid": "glu",
 }
 """transformers' name of the gate's activation: our name of the feed-forward network."""
+UNGATED = {"relu": "relu", "gelu_new": "gelu_tanh", "gelu": "gelu", "silu": "swish"}
+"""The same for networks without a gate."""
 HARMLESS = {
     # What the file is, and how it is loaded and trained.
     "architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache",
@@ -41,46 +44,66 @@ HARMLESS = {
     "pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id",
     "decoder_start_token_id", "is_decoder", "is_encoder_decoder", "_output_attentions", "output_hidden_states",
     "return_dict", "id2label", "label2id", "problem_type", "classifier_pooling", "sparse_prediction",
-    "sparse_pred_ignore_index", "repad_logits_with_grad",
+    "sparse_pred_ignore_index", "repad_logits_with_grad", "tokenizer_class", "task_specific_params", "output_past",
 }  # fmt: skip
 """Keys that do not change what a network computes of a text."""
-SWITCHES = {"tie_word_embeddings", "decoder_bias"}
+SWITCHES = {"tie_word_embeddings", "decoder_bias", "attention_output_norm", "is_gated_act", "scale_decoder_outputs"}
 NUMBERS = {
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "head_dim", "rms_norm_eps", "norm_eps", "sliding_window", "local_attention", "query_pre_attn_scalar",
-    "attn_logit_softcapping", "final_logit_softcapping", "rope_theta", "factor",
+    "attn_logit_softcapping", "final_logit_softcapping", "rope_theta", "factor", "num_encoder_layers",
+    "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "layer_norm_epsilon",
+    "relative_attention_num_buckets", "relative_attention_max_distance",
 }  # fmt: skip
 OPTIONAL_NUMBERS = {"sliding_window", "attn_logit_softcapping", "final_logit_softcapping"}
 CHOICES = {
     "hidden_act": tuple(ACTIVATIONS),
     "hidden_activation": tuple(ACTIVATIONS),
-    "rope_type": ("default", "linear"),
+    "dense_act_fn": tuple(UNGATED),
+    "rope_type": ("default", "linear", "llama3", "yarn"),
 }
 """Keys that `from_config.py` reads. Numbers are above 0, or null where optional; choices are those of lit-llm."""
+ROPE = {
+    "factor": 1.0, "partial_rotary_factor": 1.0,
+    "low_freq_factor": 1.0, "high_freq_factor": 4.0,  # llama3: turns up to which a frequency is divided, or kept from
+    "beta_slow": 1.0, "beta_fast": 32.0, "attention_factor": None, "mscale": None, "mscale_all_dim": None,  # yarn
+    "truncate": True,
+}  # fmt: skip
+"""Keys of a rope beside its base and kind, with the only value that lit-llm has of each; the factor is free."""
 OLDER_NAMES = {"hidden_act": "hidden_activation"}
 """Keys of older files beside today's: transformers ignores them, and they have to agree."""
 
 
-def build_config(model_type: str, values: Mapping[str, Any], ignored: Collection[str]) -> PreTrainedConfig:
+def build_config(
+    model_type: str, values: Mapping[str, Any], ignored: Collection[str], unlisted: Collection[str] = ()
+) -> PreTrainedConfig:
     """transformers' config object of a config.json, with the attributes of its class alone.
 
     Args:
         model_type: Name of the architecture.
         values: Content of the config.json.
         ignored: Keys of this architecture that change nothing, beside `HARMLESS`.
+        unlisted: Keys that its model reads although its class does not list them.
 
     Raises:
         InputError: The class refuses the values, or lit-llm cannot represent them. The message names every key.
     """
     require_transformers()
-    from transformers import CONFIG_MAPPING
-
     ignored, problems = HARMLESS.union(ignored), list[Problem]()
-    config = _build(CONFIG_MAPPING[model_type], copy.deepcopy(dict(values)), ignored, "", problems)
+    config = _build(_config_class(model_type), copy.deepcopy(dict(values)), (ignored, unlisted), "", problems)
     problems += [*_unsupported_keys(vars(config), vars(type(config)()), ignored, ""), *_unsupported_together(config)]
     if problems:
         raise InputError(*problems)
     return config
+
+
+def _config_class(model_type: str) -> type[PreTrainedConfig]:
+    from transformers import CONFIG_MAPPING
+
+    from lit_llm.huggingface import modeling_lit_llm
+
+    ours = {each.model_type: each for each in (modeling_lit_llm.DecLLMConfig, modeling_lit_llm.RedLLMConfig)}
+    return ours.get(model_type) or CONFIG_MAPPING[model_type]
 
 
 def require_transformers() -> None:
@@ -103,17 +126,18 @@ def stacks_of(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
 def _build(
     config_class: type[PreTrainedConfig],
     values: dict[str, Any],
-    ignored: Collection[str],
+    tolerated: tuple[Collection[str], Collection[str]],
     path: str,
     problems: list[Problem],
 ) -> PreTrainedConfig:
     """The config object, the objects inside it first: errors of their classes do not say where they stand."""
+    ignored, unlisted = tolerated
     if overrides := values.pop("per_layer_config", None):  # the class writes them into attributes of other names
         problems.append(_unknown(overrides, f"{path}per_layer_config"))
     for key, inner_class in config_class.sub_configs.items():
         inner = values.get(key)
         if isinstance(inner, dict) and hasattr(inner_class, "sub_configs"):  # not AutoConfig, of T5Gemma 2's vision
-            values[key] = _build(inner_class, inner, ignored, f"{path}{key}.", problems)
+            values[key] = _build(inner_class, inner, tolerated, f"{path}{key}.", problems)
     try:
         config, default = config_class(**values), config_class()
     except Exception as error:  # its checks raise errors of many kinds
@@ -123,7 +147,7 @@ def _build(
         message = f"is refused by transformers' {config_class.__name__}: {reason}"
         raise InputError(*problems, Problem(message, place)) from None
     # The object keeps keys that its class does not know, as attributes.
-    for key in [key for key in vars(config) if key not in vars(default)]:
+    for key in [key for key in vars(config) if key not in vars(default) and key not in unlisted]:
         value, today = vars(config).pop(key), vars(config).get(OLDER_NAMES.get(key, ""))
         if key not in ignored and value and value != today:
             problems.append(_unknown(value, f"{path}{key}"))
@@ -172,7 +196,7 @@ def _unsupported_in_rope(
         yield Problem(f"{rope!r} should be a mapping", path)
         return
     if "rope_type" in default:  # one rope for all layers; `type` is an older name of its kind
-        default = {"factor": 1.0, "partial_rotary_factor": 1.0, "type": rope.get("rope_type"), **default}
+        default = {**ROPE, "type": rope.get("rope_type"), **default}
     for key, value in rope.items():
         if key not in default and key not in ignored:
             yield _unknown(value, f"{path}.{key}")
@@ -188,9 +212,12 @@ def _unsupported_together(config: PreTrainedConfig) -> Iterator[Problem]:
         if not hasattr(stack, "head_dim") and stack.hidden_size % max(stack.num_attention_heads, 1):
             message = f"{stack.num_attention_heads} heads do not divide hidden_size {stack.hidden_size}"
             yield Problem(message, f"{path}num_attention_heads")
-        if stack.model_type.startswith("t5gemma2") and stack.attn_logit_softcapping is not None:
+        if stack.model_type.startswith(("t5gemma2", "gemma3")) and stack.attn_logit_softcapping is not None:
             # transformers reads it and applies none.
-            yield Problem("is not supported in T5Gemma 2; only null", f"{path}attn_logit_softcapping")
+            yield Problem("is not supported in Gemma 3 and T5Gemma 2; only null", f"{path}attn_logit_softcapping")
+        if getattr(stack, "scale_decoder_outputs", False):
+            message = "true, or absent, scales the decoder's outputs, as the first T5 does; only false, as in T5 v1.1"
+            yield Problem(message, f"{path}tie_word_embeddings")
     if len(stacks) == 2:
         (path, encoder), (_, decoder) = stacks.items()
         for key in ("vocab_size", "rms_norm_eps"):

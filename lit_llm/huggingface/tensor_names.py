@@ -27,6 +27,24 @@ def qwen3(model: ResolvedModel) -> Names:
     return {**llama(model), **_layers("model.", "decoder.", len(model.decoder), _qk_norms())}
 
 
+def qwen2(model: ResolvedModel) -> Names:
+    biases: Names = {f"self_attn.{part}_proj.bias": (f"self_attention.{part}.bias",) for part in "qkv"}
+    return {**llama(model), **_layers("model.", "decoder.", len(model.decoder), biases)}
+
+
+def olmo2(model: ResolvedModel) -> Names:
+    norms = {
+        "self_attention_post_norm": "post_attention_layernorm", "feed_forward_post_norm": "post_feedforward_layernorm"
+    }  # fmt: skip
+    parts = {**_norms(norms), **_self_attention(), **_qk_norms(), **_mlp()}
+    return {
+        "model.embed_tokens.weight": ("embedding.weight",),
+        **_layers("model.", "decoder.", len(model.decoder), parts),
+        "model.norm.weight": ("decoder.norm.scale",),
+        **_output(model, "lm_head.weight"),
+    }
+
+
 def gemma2(model: ResolvedModel) -> Names:
     norms = {
         "self_attention_norm": "input_layernorm",
@@ -40,6 +58,10 @@ def gemma2(model: ResolvedModel) -> Names:
         "model.norm.weight": ("decoder.norm.scale",),
         **_output(model, "lm_head.weight"),
     }
+
+
+def gemma3(model: ResolvedModel) -> Names:
+    return {**gemma2(model), **_layers("model.", "decoder.", len(model.decoder), _qk_norms())}
 
 
 def t5gemma(model: ResolvedModel) -> Names:
@@ -91,6 +113,53 @@ def modernbert(model: ResolvedModel) -> Names:
     }
     del names["model.layers.0.attn_norm.weight"]  # what it would normalise is normed
     return names
+
+
+def t5(model: ResolvedModel) -> Names:
+    """A block's layers are its parts: self-attention, in the decoder cross-attention, the feed-forward network."""
+    stacks: Names = {}
+    for side, layers in model.stacks:
+        parts = {"self_attention": "SelfAttention", "feed_forward": "DenseReluDense"}
+        if side == "decoder":
+            parts = {"self_attention": "SelfAttention", "cross_attention": "EncDecAttention", **parts}
+        network = layers[0].feed_forward
+        for index in range(len(layers)):
+            for place, (part, name) in enumerate(parts.items()):
+                ours, theirs = f"{side}.layers.{index}.{part}", f"{side}.block.{index}.layer.{place}"
+                stacks[f"{theirs}.layer_norm.weight"] = (f"{ours}_norm.scale",)
+                inner = {"q": "q", "k": "k", "v": "v", "out": "o"}
+                if part == "feed_forward":
+                    gated = network is not None and network.gated
+                    inner = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if gated else {"up": "wi", "down": "wo"}
+                for matrix, their_matrix in inner.items():
+                    stacks[f"{theirs}.{name}.{their_matrix}.weight"] = (f"{ours}.{matrix}.weight",)
+        bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        stacks |= {bias: (f"{side}.relative_bias.weight",), f"{side}.final_layer_norm.weight": (f"{side}.norm.scale",)}
+    return {"shared.weight": ("embedding.weight",), **stacks, **_output(model, "lm_head.weight")}
+
+
+def decllm(model: ResolvedModel) -> Names:
+    """Norms have no parameters."""
+    return {
+        "model.embed_tokens.weight": ("embedding.weight",),
+        **_layers("model.", "decoder.", len(model.decoder), {**_self_attention(), **_mlp()}),
+        **_output(model, "lm_head.weight"),
+    }
+
+
+def redllm(model: ResolvedModel) -> Names:
+    parts = {**_self_attention(), **_mlp()}
+    inputs: Names = {"decoder.embed_tokens.weight": ("embedding.weight",)}
+    if model.tie_embeddings == "none":
+        inputs["encoder.embed_tokens.weight"] = ("encoder_embedding.weight",)
+    return {
+        **inputs,
+        **_layers("encoder.", "encoder.", len(model.encoder), parts),
+        **_layers(
+            "decoder.", "decoder.", len(model.decoder), {**parts, **_projections("cross_attn", "cross_attention")}
+        ),
+        **_output(model, "lm_head.weight"),
+    }
 
 
 # --- what they share -----------------------------------------------------------------------------------------------
@@ -146,4 +215,4 @@ def _gemma_stacks(model: ResolvedModel, more: Names) -> Names:
 
 def _output(model: ResolvedModel, name: str) -> Names:
     """The matrix before the logits, where it is one of its own."""
-    return {name: ("output.weight",)} if model.tie_embeddings == "none" else {}
+    return {name: ("output.weight",)} if model.tie_embeddings in ("none", "inputs") else {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.components.feed_forward.config import FeedForwardConfig
-from lit_llm.huggingface.source_config import ACTIVATIONS, GLOBAL, LOCAL
+from lit_llm.huggingface.source_config import ACTIVATIONS, GLOBAL, LOCAL, ROPE, UNGATED
 from lit_llm.models.resolve import Layer, ResolvedModel
 
 
@@ -42,8 +42,25 @@ def qwen3(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
     return {**llama(model, tokens), **_kinds(model.decoder), "use_sliding_window": True, "max_window_layers": 0}
 
 
+def qwen2(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
+    return qwen3(model, tokens)
+
+
+def mistral(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
+    return {**llama(model, tokens), "sliding_window": _attentions(model.decoder)[0].window}
+
+
+def olmo2(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
+    return llama(model, tokens)
+
+
 def gemma2(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
     return {**_of_gemma(model, model.decoder, tokens), **_tied(model)}
+
+
+def gemma3(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
+    own = {"rope_parameters": _two_ropes(model.decoder), "attn_logit_softcapping": None}
+    return {**gemma2(model, tokens), **own}
 
 
 def t5gemma(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
@@ -86,7 +103,66 @@ def modernbert(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
     }
 
 
+def t5(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
+    """`tie_word_embeddings: false` means that outputs are not scaled; whether the file has an output matrix says the
+    rest."""
+    attention, network = _attentions(model.decoder)[0], _feed_forward(model.decoder)
+    projections = {UNGATED[name]: name for name in UNGATED} | {ACTIVATIONS[name]: f"gated-{name}" for name in UNGATED}
+    projections["geglu_tanh"] = "gated-gelu"  # T5's class takes this for the approximation
+    return {
+        "vocab_size": model.vocabulary,
+        "d_model": model.d_model,
+        "d_kv": attention.head_dim,
+        "d_ff": network.d_ff,
+        "num_layers": len(model.encoder),
+        "num_decoder_layers": len(model.decoder),
+        "num_heads": attention.heads,
+        "relative_attention_num_buckets": attention.relative_buckets or 32,
+        "relative_attention_max_distance": attention.relative_distance or 128,
+        "layer_norm_epsilon": model.norm.eps,
+        "feed_forward_proj": projections.get(network.activation, "relu"),
+        "tie_word_embeddings": False,
+        **tokens.keys,
+        "decoder_start_token_id": tokens.begin,
+        "is_encoder_decoder": True,
+    }
+
+
+def decllm(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
+    return {**_of_paper(model, tokens), **_auto_map("DecLLMConfig", "AutoModelForCausalLM", "DecLLMForCausalLM")}
+
+
+def redllm(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
+    return {
+        **_of_paper(model, tokens),
+        "num_encoder_layers": len(model.encoder),
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": tokens.begin,
+        **_auto_map("RedLLMConfig", "AutoModelForSeq2SeqLM", "RedLLMForConditionalGeneration"),
+    }
+
+
 # --- what they share -----------------------------------------------------------------------------------------------
+
+
+CODE = "modeling_lit_llm.py"
+"""File of this package that an export of DecLLM or RedLLM takes along: transformers has no such architecture."""
+
+
+def _auto_map(config: str, auto_class: str, model: str) -> dict[str, Any]:
+    """Where `trust_remote_code=True` finds the classes."""
+    module = CODE.removesuffix(".py")
+    return {"auto_map": {"AutoConfig": f"{module}.{config}", auto_class: f"{module}.{model}"}}
+
+
+def _of_paper(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
+    attention = _attentions(model.decoder)[0]
+    return {
+        **_stack(model, model.decoder, tokens),
+        **_tied(model),
+        "rope_theta": attention.rope_theta or 10_000.0,
+        "attention_output_norm": attention.output_norm == "head",
+    }
 
 
 def _stack(model: ResolvedModel, layers: Sequence[Layer], tokens: SpecialTokens) -> dict[str, Any]:
@@ -148,8 +224,13 @@ def _feed_forward(layers: Sequence[Layer]) -> FeedForwardConfig:
 
 
 def _rope(attention: ResolvedAttention) -> dict[str, Any]:
-    linear = {"rope_type": "linear", "factor": attention.rope_factor}
-    scaling = linear if attention.rope_factor != 1 else {"rope_type": "default"}
+    scaling: dict[str, Any] = {"rope_type": "default"}
+    if attention.rope_factor != 1:
+        scaling = {"rope_type": attention.rope_scaling, "factor": attention.rope_factor}
+    if attention.rope_scaling == "llama3":
+        scaling |= {key: ROPE[key] for key in ("low_freq_factor", "high_freq_factor")}
+    if attention.rope_original_length is not None:
+        scaling["original_max_position_embeddings"] = attention.rope_original_length
     return {"rope_theta": attention.rope_theta or 10_000.0, **scaling}
 
 

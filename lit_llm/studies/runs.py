@@ -277,14 +277,19 @@ def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, see
             raise InputError(Problem(f"{source} is a stage: it has one seed and no --after of its own"))
         return source
     runs = runs_of_one_arm(source, overrides, store)
+    return trained_stage(runs, source, seed, after)[1].node.fingerprint
+
+
+def trained_stage(runs: Sequence[Run], source: str, seed: int | None, after: str) -> tuple[Run, StoredStage]:
+    """The run of an arm, and its trained stage; see `trained_fingerprint`. source: the user's name of the arm."""
     mine = [run for run in runs if seed in (None, run.seed)]
     if not mine:
         seeds = ", ".join(str(run.seed) for run in runs)
         raise InputError(Problem(f"{source} has no seed {seed}; it has {seeds}", "--seed"))
-    nodes = {step.node.name: step.node for step in mine[0].trained}
-    if after and after not in nodes:
-        raise InputError(Problem(f"{source} has no stage {after!r}; it has {', '.join(nodes)}", "--after"))
-    return nodes[after].fingerprint if after else mine[0].trained[-1].node.fingerprint
+    steps = {step.node.name: step for step in mine[0].trained}
+    if after and after not in steps:
+        raise InputError(Problem(f"{source} has no stage {after!r}; it has {', '.join(steps)}", "--after"))
+    return mine[0], steps[after] if after else mine[0].trained[-1]
 
 
 def left_out(runs: Sequence[Run]) -> list[str]:

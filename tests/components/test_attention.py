@@ -93,6 +93,17 @@ def test_scales_are_learned_per_part_and_multiply_after_the_norm():
     assert set(module.qkv_scale) == {"q", "v"}
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_queries_and_keys_may_be_normalised_over_all_heads_together(scaled):
+    """OLMo 2, arXiv 2501.00656; of fewer key heads over those."""
+    keys = {"qkv_norm": ["q", "k"], "qkv_norm_over": "concat", "qkv_norm_scale": scaled, "kv_heads": 2}
+    module, (x, memory) = attention(**keys), x_and_memory()
+    scales = {"q": module.qkv_scale["q"], "k": module.qkv_scale["k"]} if scaled else {"q": 1.0, "k": 1.0}
+    q, k = split(rms(x @ module.q.weight.T) * scales["q"]), split(rms(memory @ module.k.weight.T) * scales["k"])
+    k, v = (heads.repeat_interleave(HEADS // 2, 1) for heads in (k, split(memory @ module.v.weight.T)))
+    assert_close(over(module, x, memory), joined(heads_output(q, k, v)) @ module.out.weight.T)
+
+
 @pytest.mark.parametrize(("place", "width"), [("head", K), ("concat", HEADS * K), ("after_out", D)])
 def test_the_output_scale_has_the_width_of_its_place(place, width):
     module, (x, memory) = attention(output_norm=place, output_norm_scale=True), x_and_memory()

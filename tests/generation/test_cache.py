@@ -33,6 +33,7 @@ SHARED = [
     ["attention.head_dim=12", "attention.kv_heads=2"],
     ["attention.rope=none"],
     ["attention.qkv_norm=[q, k]", "attention.qkv_norm_scale=true"],
+    ["attention.qkv_norm=[q, k, v]", "attention.qkv_norm_over=concat", "attention.kv_heads=2"],
     ["attention.output_norm=concat", "attention.output_norm_scale=true"],
     ["attention.gate=per_head", "attention.kv_heads=2"],
     ["attention.gate=per_element", "attention.output_norm=head", "attention.window=3"],
@@ -97,6 +98,7 @@ YOCO += [
 ]
 YOCO += [
     ["attention.qkv_norm=[q, k, v]", "attention.qkv_norm_scale=true", "cross_decoder.layers=3"],
+    ["attention.qkv_norm=[q, k]", "attention.qkv_norm_over=concat", "attention.qkv_norm_scale=true"],
     [
         "self_decoder.self_attention.window=null",
         "cross_decoder.layer_ranges.0.cross_attention={heads: 8, kv_heads: 4, head_dim: 8}",

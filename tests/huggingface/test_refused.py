@@ -111,7 +111,8 @@ def test_what_is_no_safetensors_file(content, checkpoint):
         ({"attention_bias": True}, "attention_bias"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"hidden_activation": "relu6"}, "relu6"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "beta_fast": 16}}, "beta_fast"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 4.0, "rope_theta": 1e4}}, "longrope"),
         ({"rope_parameters": "gone", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
@@ -141,6 +142,28 @@ def test_all_that_is_in_the_way_is_said_at_once(checkpoint):
     assert all(name in said for name in ("attention_bias", "num_local_experts", "hidden_activation"))
 
 
+@pytest.mark.parametrize(
+    ("name", "keys", "named"),
+    [
+        ("t5", {"tie_word_embeddings": True, "scale_decoder_outputs": "gone"}, "tie_word_embeddings: true, or absent"),
+        ("t5", {"feed_forward_proj": "gated-tanh", "dense_act_fn": "gone"}, "dense_act_fn"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("olmo2", {"attention_bias": True}, "attention_bias"),
+        ("mistral", {"layer_types": ["sliding_attention"] * 4}, "layer_types"),
+    ],
+)
+def test_what_one_architecture_does_not_share_is_named(name, keys, named, tmp_path):
+    assert named in refused(change(saved(peer(name), tmp_path / "theirs"), **keys))
+
+
+@pytest.mark.parametrize("key", ["low_freq_factor", "high_freq_factor"])
+def test_other_turns_than_llama_3s_are_named(key, tmp_path):
+    folder = saved(peer("mistral"), tmp_path / "theirs")
+    rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
+    assert f"rope_parameters.{key}" in refused(change(folder, rope_parameters={**rope, key: 2.0}))
+
+
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 @pytest.mark.parametrize("name", ["t5gemma", "t5gemma2"])
 def test_a_side_is_named_with_its_key(name, side, tmp_path):
@@ -159,7 +182,9 @@ def test_a_side_is_named_with_its_key(name, side, tmp_path):
 def test_tensors_that_are_missing_too_many_or_of_another_shape_are_named(name, tmp_path):
     folder = saved(peer(name), tmp_path / "theirs")
     tensors = load_file(folder / "model.safetensors")
-    gone, cut = [key for key in tensors if "layers.1." in key and "vision" not in key][:2]
+    gone, cut = [
+        key for key in tensors if any(layer in key for layer in ("layers.1.", "block.1.")) and "vision" not in key
+    ][:2]
 
     def edit(tensors):
         del tensors[gone]

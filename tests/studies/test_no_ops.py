@@ -105,6 +105,7 @@ def test_what_does_something_is_no_no_op(found, family: str) -> None:
         "model.attention.qkv_bias: [[], [q]]",
         "model.feed_forward.bias: [false, true]",
         "model.attention.norm_function: [rms_norm, layer_norm]",
+        "model.attention.qkv_norm_over: [head, concat]",
         "model.attention.gate: [none, per_head, per_element]",
         "model.attention.norm_eps: [1e-6, 2e-6]",
         "model.attention.rope: [continuous, none]",

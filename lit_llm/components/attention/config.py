@@ -29,9 +29,11 @@ class AttentionConfig(Section):
     qkv_bias: Items[Literal["q", "k", "v"]] = ()
     """Add a learned vector to queries, keys or values, before their norms (all three in Qwen 2, arXiv 2407.10671)."""
     qkv_norm: Items[Literal["q", "k", "v"]] = ()
-    """Normalise queries, keys or values, per head."""
+    """Normalise queries, keys or values (see `qkv_norm_over`)."""
+    qkv_norm_over: Literal["head", "concat"] = "head"
+    """Entries that are normalised together: each head's, or those of all heads (OLMo 2, arXiv 2501.00656)."""
     qkv_norm_scale: bool = False
-    """Learn a scale of head_dim entries for each of them. The paper's norm has none."""
+    """Learn a scale for each of them, of as many entries as are normalised together. The paper's norm has none."""
     output_norm: Literal["none", "head", "concat", "after_out"] = "none"
     """Norm on the output: none, per head before W_o, over all heads before W_o, or after W_o."""
     output_norm_scale: bool = False

@@ -56,7 +56,10 @@ class Heads(nn.Module):
         x_BTHK = projection(x_BTD).unflatten(-1, (-1, self.config.head_dim))
         if part in self.config.qkv_norm:
             scale = self.qkv_scale[part] if self.config.qkv_norm_scale else None
-            x_BTHK = self._normed(x_BTHK, scale)
+            if self.config.qkv_norm_over == "concat":
+                x_BTHK = self._normed(x_BTHK.flatten(2), scale).view_as(x_BTHK)
+            else:
+                x_BTHK = self._normed(x_BTHK, scale)
         if rotation is not None:
             x_BTHK = rotate(x_BTHK, rotation)
         return x_BTHK.transpose(1, 2)
@@ -69,7 +72,7 @@ class Heads(nn.Module):
 
 def _scales(config: ResolvedAttention, parts: str) -> nn.ParameterDict:
     scaled = config.qkv_norm if config.qkv_norm_scale else ()
-    return nn.ParameterDict({part: nn.Parameter(ones(config.head_dim)) for part in scaled if part in parts})
+    return nn.ParameterDict({part: nn.Parameter(ones(config.norm_entries(part))) for part in scaled if part in parts})
 
 
 def rotation_of(context: ForwardContext, positions: str, config: ResolvedAttention) -> Rotation | None:

@@ -49,6 +49,7 @@ class ResolvedAttention(Part):
     scale: float | None = Field(None, exclude_if=lambda value: value is None)
     softcap: float | None = Field(None, exclude_if=lambda value: value is None)
     norm_function: str = Field("rms_norm", exclude_if=lambda value: value == "rms_norm")
+    qkv_norm_over: str = Field("head", exclude_if=lambda value: value == "head")
     qkv_bias: Items[str] = Field((), exclude_if=lambda value: not value)
     gate: str = Field("none", exclude_if=lambda value: value == "none")
     place: Place = Field("self", exclude_if=lambda value: value == "self")
@@ -129,13 +130,20 @@ class ResolvedAttention(Part):
         shapes["out.weight"] = (widths.row, self.width)
         shapes |= self._bias_shapes(self.projected)
         if self.qkv_norm_scale:
-            shapes |= {f"qkv_scale.{part}": (self.head_dim,) for part in self.qkv_norm if part in self.projected}
+            shapes |= self._scale_shapes(self.projected)
         if self.output_norm_scale:
             entries = {"head": self.head_dim, "concat": self.width, "after_out": widths.row}
             shapes["output_scale"] = (entries[self.output_norm],)
         if self.relative_bias == "per_layer":
             shapes["relative_bias.weight"] = self._bias_shape
         return shapes
+
+    def norm_entries(self, part: str) -> int:
+        """Entries of the queries, keys or values of one token that are normalised together."""
+        return self.head_dim if self.qkv_norm_over == "head" else self.width if part == "q" else self.kv_width
+
+    def _scale_shapes(self, parts: str) -> dict[str, TensorShape]:
+        return {f"qkv_scale.{part}": (self.norm_entries(part),) for part in self.qkv_norm if part in parts}
 
     def _bias_shapes(self, parts: str) -> dict[str, TensorShape]:
         return {
@@ -156,9 +164,8 @@ class ResolvedAttention(Part):
     def shared_shapes(self, widths: Widths) -> dict[str, TensorShape]:
         """{name: shape} of the parameters that make the shared keys and values."""
         keys = (self.kv_width, widths.row)
-        scaled = [part for part in self.qkv_norm if part != "q"] if self.qkv_norm_scale else []
         matrices = {"k.weight": keys, "v.weight": keys, **self._bias_shapes("kv")}
-        return {**matrices, **{f"qkv_scale.{part}": (self.head_dim,) for part in scaled}}
+        return {**matrices, **(self._scale_shapes("kv") if self.qkv_norm_scale else {})}
 
     @property
     def frequencies(self) -> tuple[object, ...]:
@@ -170,7 +177,7 @@ class ResolvedAttention(Part):
     def shared(self) -> tuple[object, ...]:
         """Settings on which the shared keys and values depend; equal in all layers that share them."""
         norms = tuple(part for part in self.qkv_norm if part != "q")
-        normed = (norms, self.qkv_norm_scale, self.norm_function, self.norm_eps) if norms else ()
+        normed = (norms, self.qkv_norm_over, self.qkv_norm_scale, self.norm_function, self.norm_eps) if norms else ()
         biases = tuple(part for part in self.qkv_bias if part != "q")
         return (self.kv_heads, self.head_dim, biases, self.rope, *self.frequencies, *normed)
 
@@ -354,6 +361,7 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
     # With one head, head and concat are the same function.
     output_norm = "head" if config.output_norm == "concat" and config.heads == 1 else config.output_norm
     qkv_norm = tuple(part for part in "qkv" if part in config.qkv_norm)
+    several = any((config.heads if part == "q" else kv_heads) > 1 for part in qkv_norm)
     # Self-attention depends on distances only; those to a source depend on the target's first position.
     rope = "continuous" if config.rope == "restart" and place in ("self", "partial", "shared") else config.rope
     if place == "merged" and config.relative_bias != "none":
@@ -388,8 +396,9 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         window_right=ahead,
         scale=None if usual else config.scale,
         softcap=config.softcap,
-        # With heads of one entry both are the same function.
+        qkv_norm_over=config.qkv_norm_over if several else "head",
         qkv_bias=tuple(part for part in "qkv" if part in config.qkv_bias),
+        # With heads of one entry both are the same function.
         gate="per_element" if config.gate == "per_head" and head_dim == 1 else config.gate,
         place=place,
     )
