@@ -8,13 +8,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lit_llm.experiment.load import load_experiment as load_experiment
     from lit_llm.models.build import build_model as build_model
-    from lit_llm.report.run import run as run
     from lit_llm.runs.lightning_modules import LitData as LitData
     from lit_llm.runs.lightning_modules import LitExperiment as LitExperiment
     from lit_llm.runs.trainer_parts import TrainerParts as TrainerParts
 
+    run: Callable[..., Any]  # of `report`: an import would lead upwards from all that reads `__version__`
     __version__: str
 
 __all__ = ["LitData", "LitExperiment", "TrainerParts", "build_model", "load_experiment", "run"]

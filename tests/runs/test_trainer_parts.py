@@ -209,7 +209,7 @@ def test_what_a_runs_process_cannot_make_is_refused_with_all_problems_at_once() 
             local_class(),
             lambda: EarlyStopping("x"),
             "lightning.pytorch.callbacks:EarlyStoping",
-            "no_such_module:x",
+            "no_such:x",
         ],
         loggers=["math:pi"],
     )
