@@ -77,4 +77,7 @@ docs-serve: $(VENV)/.docs ## the site at http://127.0.0.1:8000, built again at e
 screenshots: $(READY) ## pictures of the quickstart's report and of MLflow's UI for the README, in Chromium
 	@$(BIN)/python docs/screenshots.py
 
-.PHONY: help install quickstart test test-slow test-gpu-kernels test-gpu same-bits check format benchmarks docs docs-serve screenshots
+notebook: $(READY) ## docs/notebook.ipynb, executed
+	@$(BIN)/python docs/make_notebook.py
+
+.PHONY: help install quickstart test test-slow test-gpu-kernels test-gpu same-bits check format benchmarks docs docs-serve screenshots notebook

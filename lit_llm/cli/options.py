@@ -75,7 +75,8 @@ Storage = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="Database of a sweep's trials, e.g. postgresql://user@host/db; a file in the store by default.",
+        help="Database of a sweep's trials, e.g. postgresql://user@host/db, mysql://user@host/db, or sqlite:///FILE "
+        "on one machine; a journal in the store by default.",
     ),
 ]
 Retries = Annotated[
@@ -180,23 +181,6 @@ def timings(planned: Plan, max_parallel: int, store: Store, measuring: bool) -> 
     return {timed.key: timing for timed, timing in measure(steps, progress)}
 
 
-def max_parallel(ablation: Ablation, slots_per_device: int) -> int:
-    """Default number of parallel runs here: `slots_per_device` on each GPU, else as many as the cores allow."""
-    from lit_llm.launch.devices import cores, visible_gpus
-
-    executions = [arm.experiment.pretrain.training.execution for arm in ablation.arms]
-    devices = devices_of(ablation)
-    gpus = visible_gpus() if any(arm.may_use_gpu for arm in ablation.arms) else []
-    if gpus:
-        return max(1, len(gpus) * slots_per_device // devices)
-    return max(1, cores() // (devices * max(execution.threads for execution in executions)))
-
-
-def devices_of(ablation: Ablation) -> int:
-    """Devices of the run that takes most."""
-    return max(arm.experiment.pretrain.training.execution.devices for arm in ablation.arms)
-
-
 @dataclass(frozen=True)
 class LaunchWish:
     """Options of a command on where runs are computed; None: as the settings have it."""
@@ -215,6 +199,7 @@ def places_and_jobs(ablation: Ablation, store: Store, wish: LaunchWish) -> tuple
     from lit_llm.launch.engine import EngineError
     from lit_llm.launch.settings import engine_of, launch_settings
     from lit_llm.studies.launched import Places
+    from lit_llm.studies.parallelism import devices_of, max_parallel
 
     settings = launch_settings(store.root)
     shared = wish.slots_per_device or settings.slots_per_device

@@ -34,7 +34,6 @@ from lit_llm.cli.options import (
     Tracking,
     charts,
     console,
-    max_parallel,
     open_store,
     places_and_jobs,
     relative_path,
@@ -99,7 +98,7 @@ def plan(
     """
     from lit_llm.launch.settings import launch_settings
     from lit_llm.studies.duration import estimated
-    from lit_llm.studies.parallelism import with_throughputs
+    from lit_llm.studies.parallelism import max_parallel, with_throughputs
     from lit_llm.studies.plan import plan as make_plan
     from lit_llm.studies.stored import open_study
     from lit_llm.studies.undecidable_metrics import with_undecidable_metrics

@@ -220,7 +220,7 @@ def push(
     from lit_llm.report.model_card import Pushed, model_card
     from lit_llm.runs.trained_model import export_finished
     from lit_llm.studies.load import file_and_arm
-    from lit_llm.studies.runs import runs_of, runs_of_arm, trained_stage
+    from lit_llm.studies.runs import runs_of, runs_of_one_arm, trained_stage
     from lit_llm.studies.stored import open_study
 
     check_repo(repo)

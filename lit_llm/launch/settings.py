@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from lit_llm.config.section import Section, validate
+from lit_llm.config.trainer_settings import TrainerSettings
 from lit_llm.config.user_settings import read_settings
 from lit_llm.launch.engine import Engine, Needs
 from lit_llm.launch.ray_settings import RaySettings
@@ -57,11 +58,18 @@ class Settings(Section):
 
     launch: LaunchSettings = LaunchSettings()
     """Where runs are computed."""
+    trainer: TrainerSettings = TrainerSettings()
+    """Additions to Lightning's Trainer; in the user's file alone."""
 
 
 def launch_settings(store: Path) -> LaunchSettings:
     """The settings of the user and of a store. Raises InputError for wrong ones."""
     return validate(Settings, read_settings(store)).launch
+
+
+def trainer_settings() -> TrainerSettings:
+    """The user's additions to Lightning's Trainer. Raises InputError for wrong ones."""
+    return validate(Settings, read_settings(None)).trainer
 
 
 @cache

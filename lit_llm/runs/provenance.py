@@ -18,6 +18,7 @@ from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.launch.devices import has_gpu
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.kernels import kernels_of, strategy_of
+from lit_llm.runs.trainer_parts import TrainerParts, in_force
 
 COMPUTES = (
     "components",
@@ -28,6 +29,7 @@ COMPUTES = (
     "training",
     "evaluation",
     "runs/kernels.py",
+    "runs/stage_data.py",
     "runs/stages.py",
     "runs/warm_start.py",
     "huggingface/checkpoint.py",
@@ -59,6 +61,7 @@ def provenance(
     if execution.ranks > 1:
         cut = f"{cut} on {execution.ranks} devices"
     ranks = 1 if evaluates else execution.ranks
+    parts = TrainerParts() if evaluates else in_force()
     return {
         "version": __version__,
         "code": CODE,
@@ -77,6 +80,8 @@ def provenance(
         "cut": cut if cut_matters else None,
         "bitsandbytes": installed_version("bitsandbytes") if training.eight_bit and not evaluates else None,
         "liger": _version_or_none("liger-kernel") if not evaluates and execution.kernels == "liger" else None,
+        "trainer": parts.names() or None,
+        "changing_parts": "; ".join(parts.may_change()) or None,
         "weights": weights,
     }
 
@@ -110,8 +115,9 @@ def _version_or_none(package: str) -> str | None:
         return None
 
 
-COMPARABLE = ("code", "torch", "device", "kernels", "threads")
-"""Parts of the provenance that have to be equal for two results to be compared."""
+COMPARABLE = ("code", "torch", "device", "kernels", "threads", "changing_parts")
+"""Parts of the provenance that have to be equal for two results to be compared. changing_parts: the user's callbacks,
+plugins and strategy that may change a training."""
 REPEATABLE = (*COMPARABLE, "components", "cut", "bitsandbytes", "liger")
 """Parts that decide the numbers of one experiment. The last four are None where they have no effect, so arms may
 differ in them. components: code of external components. cut: micro-batch size, packing and the number of devices, which

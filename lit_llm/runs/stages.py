@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.data.batches import Batches, ExampleBatches, TrainBatches
 from lit_llm.data.examples import ExampleSet
 from lit_llm.data.prepare import Prepared, open_held_out, open_prepared
 from lit_llm.evaluation.attention import attention_analysis
@@ -22,7 +21,6 @@ from lit_llm.evaluation.documents import likelihood
 from lit_llm.evaluation.examples import HeldOutExamples, example_losses
 from lit_llm.evaluation.extrapolation import extrapolation
 from lit_llm.evaluation.final import FinalEvaluation
-from lit_llm.evaluation.likelihood import Validation
 from lit_llm.evaluation.result import EvaluationResult, Progress
 from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.evaluation.unit_losses import write_losses
@@ -34,8 +32,10 @@ from lit_llm.runs.kernels import kernels_note, lengths_vary, training_of
 from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.ranks import LostRank, started_ranks
 from lit_llm.runs.stage_config import StageConfig
+from lit_llm.runs.stage_data import StageData, finetuning_data, pretraining_data
 from lit_llm.runs.trained_model import open_finished, write_weights
-from lit_llm.runs.warm_start import load_source_weights, windows_before
+from lit_llm.runs.trainer_parts import in_force
+from lit_llm.runs.warm_start import load_source_weights
 from lit_llm.store.files import Damaged, remove
 from lit_llm.store.store import SCHEMA, MetricsFile, Stage, Store, finite, read_json, write_json, write_text
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
@@ -61,22 +61,13 @@ def pretrain(frozen: StageConfig, stage: Stage, store: Store, control: Control) 
     """Train an experiment's `pretrain` section, from random weights or from those of other models."""
     experiment, section = frozen.experiment, frozen.experiment.pretrain
     torch.set_num_threads(section.training.execution.threads)
-    data, family = open_prepared(section.data, store.data, frozen.data), experiment.model.family
-    begin = windows_before(experiment)
-    batches = TrainBatches(data, section.objective, family, section.masks, experiment.seed, begin)
-    held_out = partial(Validation, section.validation, data, section.objective, family, section.masks)
-    final = FinalEvaluation(
-        data.held_out_splits,
-        lambda split, model, progress: held_out(split, final=True).measured(model, progress),
-        _progress_of(stage, control),
-    )
+    data = pretraining_data(experiment, open_prepared(section.data, store.data, frozen.data))
     size = section.data.batch_size * section.data.sequence_length
     cost = cost_of(experiment)
     step_cost = StepCost(size, cost.flops_per_step, cost.before.tokens, cost.before.train_flops)
     model = build_model(experiment.model, experiment.seed)
     warm_start, weights = load_source_weights(model, frozen, store)
-    evaluations = Evaluations(held_out(), final)
-    return _train("pretrain", frozen, stage, model, batches, step_cost, evaluations, control, weights, warm_start)
+    return _train("pretrain", frozen, stage, model, data, step_cost, control, weights, warm_start)
 
 
 def finetune(frozen: StageConfig, stage: Stage, store: Store, control: Control) -> dict[str, Any]:
@@ -84,29 +75,11 @@ def finetune(frozen: StageConfig, stage: Stage, store: Store, control: Control) 
     experiment, section = frozen.experiment, frozen.experiment.finetune
     assert section is not None
     torch.set_num_threads(section.training.execution.threads)
-    examples, family = _examples(frozen, store), experiment.model.family
-    packed = section.data.packing == "greedy"
-    batches = ExampleBatches(examples, section.data.batch_size, family, section.masks, experiment.seed, packed)
-    byte_lengths = _text(frozen, store).tokenizer().byte_lengths()
-    at_once = section.training.execution.rows_at_once(section.data.batch_size)
-    batch_tokens = at_once * (section.data.input_length + section.data.target_length)
-
-    def held_out(count: int, split: str) -> HeldOutExamples:
-        return HeldOutExamples(examples, count, section.masks, byte_lengths, split)
-
-    during = held_out(section.validation.examples, "validation")
-    final = FinalEvaluation(
-        examples.held_out_splits,
-        lambda split, model, progress: held_out(section.validation.most_examples, split).measured(
-            model, batch_tokens, progress
-        ),
-        _progress_of(stage, control),
-    )
+    examples = _examples(frozen, store)
+    data = finetuning_data(experiment, _text(frozen, store), examples)
     step_cost = _mean_step_cost(experiment, examples)
     finished = open_finished(store, frozen.parent)
-    model, weights = finished.model, finished.weights
-    evaluations = Evaluations(lambda model: during.measured(model, batch_tokens).metrics, final)
-    return _train("finetune", frozen, stage, model, batches, step_cost, evaluations, control, weights)
+    return _train("finetune", frozen, stage, finished.model, data, step_cost, control, finished.weights)
 
 
 def evaluate(frozen: StageConfig, stage: Stage, store: Store, control: Control) -> dict[str, Any]:
@@ -235,16 +208,6 @@ def _examples(frozen: StageConfig, store: Store) -> ExampleSet:
     return ExampleSet(store.data, frozen.examples, frozen.experiment.pretrain.data.tokenizer)
 
 
-@dataclass(frozen=True)
-class Evaluations:
-    """Evaluations of a stage that trains."""
-
-    during: Evaluate
-    """Evaluation before the first step, and at intervals."""
-    final: FinalEvaluation
-    """Evaluation after the last step."""
-
-
 _SAMPLE = 1000
 """Number of examples whose mean cost stands for all."""
 
@@ -263,9 +226,8 @@ def _train(
     frozen: StageConfig,
     stage: Stage,
     model: LanguageModel,
-    batches: Batches,
+    data: StageData,
     step_cost: StepCost,
-    evaluations: Evaluations,
     control: Control,
     weights: str | None = None,
     warm_start: WarmStart | None = None,
@@ -277,19 +239,24 @@ def _train(
         training = training_of(experiment, name)
     else:
         training = section.training.model_copy(update={"execution": control.follows[1]})
+    final = FinalEvaluation(data.held_out_splits, data.measure, _progress_of(stage, control))
+    additions = in_force().build(stage.folder / "lightning")
+    for logger in additions.loggers:
+        logger.log_hyperparams(experiment.model_dump(mode="json"))
     train = partial(
         fit,
         model,
         training,
-        batches,
+        data.batches,
         step_cost=step_cost,
-        evaluate=evaluations.during,
-        final=evaluations.final,
+        evaluate=data.evaluate,
+        final=final,
         evaluate_times=section.validation.times,
         metrics_file=stage.metrics_file,
         checkpoints=stage.checkpoints,
         warm_start=warm_start,
         lengths_vary=lengths_vary(experiment, name),
+        additions=additions,
     )
     if control.follows is not None:
         train(group=control.follows[0])
@@ -306,7 +273,7 @@ def _train(
     before = 0.0
     try:
         with started_ranks(stage, training.execution) as group:
-            initial = _before_training(model, section.training, evaluations.during, stage)
+            initial = _before_training(model, section.training, data.evaluate, stage)
             before = time.perf_counter() - began
             fitted = train(
                 should_stop=control.should_stop,
@@ -317,15 +284,18 @@ def _train(
             )
     except LostRank as lost:
         fitted = TrainResult("interrupted", 0, error=str(lost), seconds={"training": 0.0, "evaluation": 0.0})
+    if fitted.stopped_by:
+        stage.note(f"{fitted.stopped_by} ended it at step {fitted.steps} of {training.max_steps}")
     digest = None
     if fitted.state == "done":
         digest = write_weights(stage, fitted.weights)
-        write_losses(stage.losses_file, evaluations.final.losses, stage.check_claim)
+        write_losses(stage.losses_file, final.losses, stage.check_claim)
     return {
         "schema": SCHEMA,
         "stage": name,
         "state": fitted.state,
         "error": fitted.error,
+        "stopped_by": fitted.stopped_by,
         "steps": fitted.steps,
         "metrics": fitted.metrics,
         "initial": initial,

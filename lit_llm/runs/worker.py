@@ -13,6 +13,7 @@ from typing import Literal
 from lit_llm.components.registry import modules_of_parts
 from lit_llm.launch import ask_coordinator, stop_requested
 from lit_llm.runs.run_one_stage import run_one
+from lit_llm.runs.trainer_parts import TrainerParts, give
 from lit_llm.store.disk import check_exists
 from lit_llm.store.store import Store
 
@@ -26,11 +27,13 @@ Judged = Literal["validations", "seeds"] | None
 """Question to the coordinator in a trial: after each validation of its first run, after each run, or never."""
 
 
-def run_stage(root: Path, fingerprint: str) -> str:
+def run_stage(root: Path, fingerprint: str, parts: TrainerParts = TrainerParts()) -> str:
     """Run one stage. Returns its state; "running" where another process works on it.
 
-    Raises DiskError for an error of the disk, or where the store is gone.
+    parts: what Python adds to Lightning's Trainer, besides the user's settings. Raises DiskError for an error of the
+    disk, or where the store is gone.
     """
+    give(parts)
     return run_one(root, fingerprint, should_stop=partial(_is_to_stop, Store(root)), waits=False)
 
 

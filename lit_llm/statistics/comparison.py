@@ -12,7 +12,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.markup import spreadsheet_cell
 from lit_llm.config.metrics import EVALUATED, FINETUNED, LOSS_SPIKES, SPLITS, TOKENS_PER_SECOND, direction
@@ -47,6 +47,9 @@ from lit_llm.statistics.sequential import (
 from lit_llm.statistics.sequential_notes import rounds_notes
 from lit_llm.statistics.unadjusted import UNTESTED, UNTESTED_CHANGES, untested_anova, untested_effects
 from lit_llm.statistics.verdicts import Judgement, judgements, without_lost_runs
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -217,6 +220,12 @@ class Comparison:
             )
         return out.getvalue()
 
+    def to_frame(self) -> pandas.DataFrame:
+        """The arms as a data frame: the columns of comparison.csv."""
+        import pandas
+
+        return pandas.read_csv(io.StringIO(self.csv()))
+
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
         return asdict(self)
@@ -266,7 +275,7 @@ def compare(
     )
     if not any(values.values()) and (measured := sorted({name for run in kept for name in run.result["metrics"]})):
         notes.append(f"no run that has ended has {metric}{did_you_mean(metric, measured)}")
-    notes += [*_not_finite(kept, metric), *_of_different_devices(kept)]
+    notes += [*_not_finite(kept, metric), *_of_different_devices(kept), *_stopped(kept)]
     shared = interims is not None and interims.comparisons > 1
     notes += comparison_notes(judged, differences, procedure, adjusted=shared)
     compared = Comparison(
@@ -340,6 +349,13 @@ def _of_different_devices(kept: Sequence[RunResult]) -> Iterator[str]:
     if len(arms) > 1:
         named = "; ".join(f"{', '.join(names)} on {devices}" for devices, names in arms.items())
         yield f"runs were trained on different devices, which changes a result by rounding: {named}"
+
+
+def _stopped(kept: Sequence[RunResult]) -> Iterator[str]:
+    """A note on runs that a callback of the user's ended before their last step."""
+    if stopped := [run for run in kept if run.result.get("stopped")]:
+        named = "; ".join(f"{run.arm}/seed {run.seed}: {', '.join(run.result['stopped'])}" for run in stopped)
+        yield f"runs have read fewer tokens than planned, as a callback ended them before their schedule: {named}"
 
 
 def _effects(
@@ -551,8 +567,8 @@ def _of_newest_provenance(runs: Sequence[RunResult], notes: list[str]) -> list[R
     kept = [run for run in finished if run.origin == newest and run.outside_code.items() <= outside.items()]
     if left_out := len(finished) - len(kept):
         notes.append(
-            f"{left_out} result(s) of other code, device or thread count are left out; `lit-llm run STUDY --rerun "
-            "stale` repeats them"
+            f"{left_out} result(s) of other code, device, threads or callbacks are left out; `lit-llm run STUDY "
+            "--rerun stale` repeats them"
         )
     return kept
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lit_llm.runs.stage_config import is_frozen, save_stage_config
+from lit_llm.runs.trainer_parts import TrainerParts
 from lit_llm.store.store import Store
 from lit_llm.studies.launched import Places
 from lit_llm.studies.manifest import Manifest, follow_stages
@@ -35,6 +36,8 @@ class Execution:
     supervision: Supervision
     places: Places | None = None
     """Places of an engine; None: this machine."""
+    trainer: TrainerParts = field(default_factory=TrainerParts)
+    """What Python adds to Lightning's Trainer in runs on this machine."""
 
     def round(self, chosen: Sequence[Run], todo: Sequence[Todo]) -> bool:
         """Execute `todo` and repair stage configs of `chosen`; returns whether it was interrupted."""
@@ -69,6 +72,7 @@ class Execution:
             observer=self.observer,
             supervision=self.supervision,
             poll=poll,
+            trainer=self.trainer,
         ).execute()
 
 

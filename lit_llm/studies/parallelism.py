@@ -1,4 +1,4 @@
-"""Suggestion of `-j` and `threads` for a study of many small runs, from measured throughputs. Loads no torch."""
+"""Runs at once: the default of this machine, and a suggestion from measured throughputs. Loads no torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lit_llm.launch import cores
+from lit_llm.launch.devices import visible_gpus
 from lit_llm.runs.step_timing import MOST_PROCESSES, Setting, StepTiming, TimedStep, steps_per_second
 from lit_llm.runs.time_estimate import available_memory
 from lit_llm.studies.duration import parallel_runs, resident_bytes, runs_that_fit, steps_of
+from lit_llm.studies.load import Ablation
 from lit_llm.studies.plan import Plan, Throughput
 
 LONG_STEP = 1.0
 """CPU seconds of a step above which nothing is measured: each measurement would take more than a few seconds."""
+
+
+def max_parallel(ablation: Ablation, slots_per_device: int) -> int:
+    """Default number of parallel runs here: `slots_per_device` on each GPU, else as many as the cores allow."""
+    executions = [arm.experiment.pretrain.training.execution for arm in ablation.arms]
+    devices = devices_of(ablation)
+    gpus = visible_gpus() if any(arm.may_use_gpu for arm in ablation.arms) else []
+    if gpus:
+        return max(1, len(gpus) * slots_per_device // devices)
+    return max(1, cores() // (devices * max(execution.threads for execution in executions)))
+
+
+def devices_of(ablation: Ablation) -> int:
+    """Devices of the run that takes most."""
+    return max(arm.experiment.pretrain.training.execution.devices for arm in ablation.arms)
 
 
 def with_throughputs(

@@ -9,16 +9,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lit_llm.config.code_digest import digest_of_package
 from lit_llm.config.hashing import fingerprint
 from lit_llm.config.problems import InputError, Problem, did_you_mean, some
+from lit_llm.config.user_settings import user_file
 from lit_llm.data.sources import error_context
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import digest_of_examples, identity_of_data, reset_identities
 from lit_llm.runs.provenance import installed_version
 from lit_llm.runs.trained_model import has_lost_weights
+from lit_llm.runs.trainer_parts import TrainerParts, give, of_settings
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.store.disk import check_exists, disk_errors
 from lit_llm.store.files import file_digest
@@ -45,6 +47,9 @@ from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.mlflow_sync import MlflowSync, RunRecord, SyncUnavailable
 from lit_llm.tracking.sync_thread import SyncThread
 
+if TYPE_CHECKING:
+    import pandas
+
 Rerun = Literal["failed", "stale"]
 Report = Callable[[Plan, Sequence[Run], Comparison, Store], Sequence[Path]]
 """Writes the report into the study's folder; returns its files and folders, which are logged with the study."""
@@ -64,6 +69,15 @@ class Finished:
     """The study's folder, with its results and its report."""
     mirrored: bool = False
     """Whether MLflow is up to date; if not, the same command catches up."""
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The runs as a data frame: a row for each run, with its factor levels, state, costs and metrics.
+
+        `comparison.to_frame()` has the arms, and `to_frame()` of one of `runs` its logged steps.
+        """
+        import pandas
+
+        return pandas.DataFrame([run.row(run.result()) for run in self.runs])
 
     @property
     def exit_code(self) -> int:
@@ -86,6 +100,7 @@ def run_study(
     supervision: Supervision = Supervision(),
     new_version: bool = False,
     places: Places | None = None,
+    trainer: TrainerParts = TrainerParts(),
 ) -> Finished:
     """Execute the runs of a study and compare its arms.
 
@@ -106,18 +121,21 @@ def run_study(
         new_version: Keep results of other settings under the study's name as an earlier version. Those of a single
             experiment are always kept.
         places: Places of an engine that compute the runs; this machine by default.
+        trainer: Callbacks, loggers, plugins, a strategy and a profiler for Lightning's Trainer in every run, besides
+            those of the user's settings file.
 
     Returns:
         The runs and their comparison.
 
     Raises:
         InputError: Before anything has started: an unfair comparison, an unreadable corpus, a store of another schema,
-            a disk that is too small or cannot be written, results of other settings, a wrong tracking address, or an
-            engine that cannot serve the needs.
+            a disk that is too small or cannot be written, results of other settings, a wrong tracking address, an
+            engine that cannot serve the needs, or additions to the Trainer that a run's process cannot import.
         DiskError: The store can no longer be written. The runs were asked to save and stop.
     """
     name = ablation.study.study
     store.check()
+    _check_trainer(trainer, ablation, places)
     reset_identities(ablation.identities)
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
@@ -158,7 +176,7 @@ def run_study(
         disk.started = True
         study.report_others(coordinator)
         follower = cache(lambda: SyncThread(sync, study.records))
-        execution = Execution(store, folder, max_parallel, observer, follower, supervision, places)
+        execution = Execution(store, folder, max_parallel, observer, follower, supervision, places, trainer)
         try:
             interrupted = execution.round(study.chosen, _todo(chosen, rerun, observer))
             while ablation.study.more_seeds and not interrupted:
@@ -326,6 +344,18 @@ def close_sync(
     mirrored = follower.close(state, files, metrics, note, complete)
     report_news(follower, observer)
     return mirrored
+
+
+def _check_trainer(trainer: TrainerParts, ablation: Ablation, places: Places | None) -> None:
+    """Add parts to Lightning's Trainer, and raise InputError for those that a run's process could not make."""
+    several = any(arm.experiment.section(stage).training.execution.ranks > 1
+                  for arm in ablation.arms for stage in arm.experiment.trained)  # fmt: skip
+    if trainer and (places is not None or several):
+        where = "places of an engine" if places is not None else "processes of a run on several devices"
+        message = f"parts from Python do not reach the {where}; name them in the section [trainer] of {user_file()}"
+        raise InputError(Problem(message, "trainer"))
+    (of_settings() + trainer).check()
+    give(trainer)
 
 
 def _chosen(runs: list[Run], only: str | None) -> list[Run]:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.metrics import FINETUNED, TOKENS_PER_SECOND
 from lit_llm.config.problems import InputError, Problem, did_you_mean
@@ -21,7 +21,7 @@ from lit_llm.runs.stage_graph import StageNode, stage_graph
 from lit_llm.statistics.comparison import Comparison, Design, InterimAnalyses, RunResult, compare, interim_statuses
 from lit_llm.statistics.estimates import joined
 from lit_llm.statistics.pareto import pareto_front
-from lit_llm.store.store import FINAL, Stage, Store, metric_lines
+from lit_llm.store.store import FINAL, Stage, Store, metric_lines, read_metrics
 from lit_llm.studies.analysis_plan import log_comparison, register, registration_of
 from lit_llm.studies.estimable_effects import factor_layouts, layouts, lr_factors
 from lit_llm.studies.interim_analyses import all_seeds, interims_of, procedure_of, seeds_analysed_in_force
@@ -30,6 +30,9 @@ from lit_llm.studies.preflight import check_texts
 from lit_llm.studies.scaling import Measured, ended_runs, gate_of, scaling_of
 from lit_llm.studies.schema import Figure
 from lit_llm.studies.stored import open_study
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,29 @@ class Run:
                     result for step, result in finished if step.node.kind != "evaluate"
                 ),
                 "origins": [result["provenance"] for result in results],
+                "stopped": [
+                    f"{step.node.name} at step {result['steps']} by {result['stopped_by']}"
+                    for step, result in finished
+                    if result.get("stopped_by")
+                ],
             }
         state = next((state for state in states.values() if state != "done"), "done")
         return RunResult(self.arm.name, self.arm.baseline, self.seed, state, whole, states, self.units)
+
+    def row(self, result: RunResult) -> dict[str, Any]:
+        """Its row of a table of runs: names, factor levels, state, costs and metrics. result: that of `result()`."""
+        head = {"arm": self.arm.name, "baseline": self.arm.baseline, "seed": self.seed, **self.arm.levels}
+        costs = {key: result.result.get(key) for key in ("parameters", "tokens", "flops")}
+        return {**head, "state": result.state, **costs, **result.result.get("metrics", {})}
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The logged steps of its stages, as a data frame: a row for each step, a column for each metric."""
+        import pandas
+
+        lines = [(step, line) for step in self.steps for line in read_metrics(step.stage.metrics_file)]
+        return pandas.DataFrame(
+            [{"stage": step.node.name, "step": line["step"], **line["metrics"]} for step, line in lines]
+        )
 
     def units(self, metric: str) -> Units | None:
         """{document, example or question: (sum of its losses, its weight)} of a metric, with its stage's prefix.

@@ -16,6 +16,7 @@ from typing import Literal
 
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.launch.devices import machine_slots
+from lit_llm.runs.trainer_parts import TrainerParts
 from lit_llm.runs.worker import preloaded, run_stage
 from lit_llm.store.disk import DiskError, check_exists
 from lit_llm.store.locks import Busy
@@ -71,16 +72,17 @@ class StageExecutor:
         poll: Callable[[], None] = lambda: None,
         picker: Picker | None = None,
         patience: float = math.inf,
+        trainer: TrainerParts = TrainerParts(),
     ) -> None:
         """Make an executor. `todo` has each stage after its parents.
 
-        patience: seconds to wait, with nothing to do, for stages that others execute; they are taken over where their
-        processes die.
+        trainer: what Python adds to Lightning's Trainer. patience: seconds to wait, with nothing to do, for stages that
+        others execute; they are taken over where their processes die.
         """
         self.store, self.slots, self.observer, self.poll = store, slots, observer, poll
         self.supervisor = Supervisor(store, supervision, observer)
         self.grace_seconds = supervision.grace_seconds
-        self.picker, self.patience = picker or picker_of(store, todo), patience
+        self.picker, self.patience, self.trainer = picker or picker_of(store, todo), patience, trainer
         self.work = {work.fingerprint: work for work in todo}
         self.running: set[str] = set()
 
@@ -117,7 +119,7 @@ class StageExecutor:
 
     def _task(self, work: Work) -> Task:
         log = self.store.stage(work.fingerprint).log_file
-        arguments = (self.store.root, work.fingerprint)
+        arguments = (self.store.root, work.fingerprint, *([self.trainer] if self.trainer else []))
         return Task(work.name, run_stage, arguments, log=log, threads=work.threads, slots=work.devices)
 
     def _finish(self, outcome: Outcome) -> None:

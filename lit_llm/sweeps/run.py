@@ -26,7 +26,7 @@ from lit_llm.studies.supervise import Supervision
 from lit_llm.sweeps.confirmation import Summary, confirmation_study, summary, write_best
 from lit_llm.sweeps.coordinator import Coordinator, SweepObserver
 from lit_llm.sweeps.places import SweepManifest, follow_trials
-from lit_llm.sweeps.storage import storage_errors
+from lit_llm.sweeps.storage import storage_errors, warning_of
 from lit_llm.sweeps.sweep import Search
 from lit_llm.sweeps.trial import Trial
 from lit_llm.sweeps.trials import Trials
@@ -88,7 +88,8 @@ def run_sweep(
         store: Directory of results.
         observer: Receives the events, for progress.
         max_parallel: Number of trials at once.
-        storage: URL of a database for the trials; a journal in the store by default.
+        storage: URL of a database for the trials: postgresql://, mysql:// or sqlite:///; a journal in the store by
+            default.
         tracking: Address of MLflow; the store's own database by default.
         rerun: As for `run_study`.
         report: As for `run_study`.
@@ -116,6 +117,8 @@ def run_sweep(
         arms = [(arm.experiment, store.stage(pretrain_fingerprint(arm.experiment))) for arm in search.ablation.arms]
         check_free_space(store, [(experiment, "pretrain", stage) for experiment, stage in arms], max_parallel)
     store.open()
+    if warning := warning_of(storage):
+        observer.message(warning)
     with disk_errors(store) as disk, trials.coordinating(rerun, trains=places is None):
         coordinator = Coordinator(search, store, trials, observer, supervision)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_llm.config.problems import InputError, Problem, SourceLocation
 from lit_llm.store.locks import locked
+from lit_llm.store.mounts import is_network_mount
 from lit_llm.tracking.address import without_secrets
 
 if TYPE_CHECKING:
@@ -84,21 +85,61 @@ def _check_lines(path: Path) -> None:
                 raise InputError(Problem(message, location=SourceLocation(str(path), number))) from None
 
 
+DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql"}
+"""{kind of database: its driver, where the URL names none}."""
+_SQLITE = "sqlite:///"
+_PATIENCE = 60.0
+"""Seconds that a writer waits for another one's lock of an sqlite file."""
+
+
 def database(url: str) -> BaseStorage:
     """A database of trials. Raises InputError, without the password, for one that cannot be used."""
     from optuna.storages import RDBStorage
 
-    safe_url = without_secrets(url)
-    if url.startswith("postgresql://"):
-        url = url.replace("postgresql", "postgresql+psycopg", 1)
+    safe_url, kind = without_secrets(url), url.partition(":")[0]
+    if kind in DRIVERS:
+        url = url.replace(kind, f"{kind}+{DRIVERS[kind]}", 1)
+    file = sqlite_file(url)
+    if kind == "sqlite" and (file is None or not file.parent.is_dir()):
+        message = (
+            f"{safe_url} names no file in a folder that exists; write sqlite:///trials.db, or sqlite:////a/trials.db"
+        )
+        raise InputError(Problem(message, "--storage"))
+    waits = {} if file is None else {"connect_args": {"timeout": _PATIENCE}}
+    # Processes that open a new sqlite file together crash in its migrations.
+    alone = nullcontext() if file is None else locked(file.with_name(f"{file.name}.lock"), patience=math.inf)
     try:
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        with alone:
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **waits})
     except ModuleNotFoundError as error:
-        message = f"{safe_url} needs the package {error.name}; for PostgreSQL: pip install 'lit-llm[postgresql]'"
+        message = f"{safe_url} needs the package {error.name}; for PostgreSQL: pip install 'lit-llm[postgresql]', for "
+        message += "MySQL: pip install pymysql"
         raise InputError(Problem(message, "--storage")) from None
     except Exception as error:  # SQLAlchemy's own, of many kinds
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         raise InputError(Problem(f"{safe_url} cannot be used: {without_secrets(reason)}", "--storage")) from None
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an sqlite address; None for other databases."""
+    name = url.removeprefix(_SQLITE)
+    return Path(name).absolute() if url.startswith(_SQLITE) and name not in ("", ":memory:") else None
+
+
+def warning_of(url: str | None) -> str:
+    """Limit of a storage that a user should know, as one sentence; '' for none."""
+    file = sqlite_file(url or "")
+    if file is None:
+        return ""
+    if is_network_mount(file.parent):
+        return (
+            f"{file} is on a network file system, where sqlite's locks may fail and lose trials: leave --storage out, "
+            "for the journal in the store, or use PostgreSQL"
+        )
+    return (
+        f"the trials are in {file}, which sqlite shares between processes of this machine alone: for coordinators on "
+        "several machines leave --storage out, or use PostgreSQL"
+    )
 
 
 def storage_errors() -> tuple[type[Exception], ...]:

@@ -19,12 +19,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_llm.config.metrics import GRAD_NORM, LEARNING_RATE, TEACHER_DIVERGENCE, TRAIN_LOSS
+from lit_llm.config.metrics import TRAIN_LOSS
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.batches import Batches, StepSampler
 from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.collate import Batch
 from lit_llm.store.store import MetricsFile
+from lit_llm.training.additions import TrainerAdditions, ValidationHooks
 from lit_llm.training.checkpoints import Checkpoints, newest_checkpoint
 from lit_llm.training.compiled_blocks import compile_attention, compile_blocks
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
@@ -70,6 +71,8 @@ class TrainResult:
     """Seconds spent in training steps and in evaluations."""
     weights: dict[str, Tensor] = field(default_factory=dict)
     """The trained weights in float32, once done; on rank 0 alone where devices share the model."""
+    stopped_by: str | None = None
+    """The user's callback that ended the training before max_steps; its state is done."""
 
 
 def fit(
@@ -90,6 +93,7 @@ def fit(
     log: Callable[[str], None] = print,
     check_claim: Callable[[], None] = lambda: None,
     group: DeviceGroup = DeviceGroup(),
+    additions: TrainerAdditions = TrainerAdditions(),
 ) -> TrainResult:
     """Train to max_steps, from the newest undamaged checkpoint if there is one.
 
@@ -99,7 +103,8 @@ def fit(
     when one returns True, a checkpoint is written and training ends as interrupted. `log` gets a message about a
     damaged checkpoint. `check_claim` is called before each checkpoint and raises to end a late holder. group: the
     processes that train the model together; all call this function with equal models and batches, only rank 0 writes
-    files, and its `should_stop` and `should_prune` decide. Raises InputError for kernels or devices that this machine
+    files, and its `should_stop` and `should_prune` decide. additions: the user's callbacks, loggers and so on; a
+    training that a callback ends is done at that step. Raises InputError for kernels or devices that this machine
     lacks.
     """
     execution = training.execution
@@ -120,44 +125,32 @@ def fit(
     metrics_logger = MetricsLogger(
         training, step_cost, (evaluate, final or evaluate), evaluate_times, metrics_file, stability, throughput
     )
+    metrics_logger.validation_hooks = ValidationHooks(additions.callbacks)
     pruning = PruningCallback(metrics_logger, training, should_prune)
     checkpoint_writer = Checkpoints(checkpoints, training, lambda: pruning.pruned or should_stop(), check_claim)
-    with _silence_lightning(), group.connected(accelerator):
+    with _silence_lightning(additions.empty), group.connected(accelerator):
         # Rank 0 alone looks, since it removes damaged ones.
         resume = group.from_first(newest_checkpoint(checkpoints, log) if group.rank == 0 else None)
+        options = {**lit.trainer_options, **group.trainer_options(execution, lightning_strategy(execution))}
         trainer = L.Trainer(
             accelerator=accelerator,
-            precision="bf16-mixed" if training.precision == "bf16" else "32-true",
-            max_steps=training.max_steps,
-            max_epochs=-1,
             callbacks=[
                 stability,
                 throughput,  # after `stability`, whose logit measurements do not count in a step's time
                 metrics_logger,
                 pruning,
+                *([*additions.callbacks, EarlyEnd(metrics_logger, checkpoint_writer)] if additions.callbacks else []),
                 checkpoint_writer,
                 *[_OwnSignals()] * (group.ranks > 1),
             ],  # in this order: measure, write, prune, checkpoint
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            **group.trainer_options(execution, lightning_strategy(execution)),
+            **additions.added_to(options),
         )
         if trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
-        batches.rank, batches.ranks = group.rank, group.ranks
-        loader = DataLoader(
-            batches,
-            batch_size=None,
-            sampler=StepSampler(training.max_steps, lambda: trainer.global_step),
-            num_workers=execution.workers,
-            pin_memory=trainer.strategy.root_device.type == "cuda",
-        )
         try:
-            trainer.fit(lit, loader, ckpt_path=resume)
+            trainer.fit(lit, train_loader(batches, training, trainer), ckpt_path=resume)
         except Diverged as error:
             metrics_logger.write(trainer, lit)
             return metrics_logger.ended("diverged", trainer, str(error))
@@ -165,13 +158,26 @@ def fit(
             pass  # Lightning raises it at the end of the batch after which `should_stop` was True
         finally:
             metrics_logger.close()
-        if trainer.global_step < training.max_steps:
+        if trainer.global_step < training.max_steps and not metrics_logger.stopped_by:
             reason = f"pruned at step {trainer.global_step}" if pruning.pruned else "it was asked to stop"
             return metrics_logger.ended("interrupted", trainer, reason)
         result = metrics_logger.ended("done", trainer)
+        result.stopped_by = metrics_logger.stopped_by or None
         weights = lit.trained_model().state_dict()
         result.weights = trainer.strategy.gathered(weights) if isinstance(trainer.strategy, Sharded) else weights
     return result
+
+
+def train_loader(batches: Batches, training: TrainingConfig, trainer: L.Trainer) -> DataLoader[Batch]:
+    """Loader of a rank's shares of the batches, from the step that the trainer has reached."""
+    batches.rank, batches.ranks = trainer.global_rank, trainer.world_size
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=StepSampler(training.max_steps, lambda: trainer.global_step),
+        num_workers=training.execution.workers,
+        pin_memory=trainer.strategy.root_device.type == "cuda",
+    )
 
 
 def _check_devices(execution: ExecutionConfig, accelerator: str) -> None:
@@ -230,6 +236,9 @@ class MetricsLogger(L.Callback):
         """Metrics of the evaluation after this step; empty where there was none."""
         self.lines: list[str] = []
         """Lines written so far. Checkpoints hold them, so a resume does not read the file."""
+        self.validation_hooks = ValidationHooks(())
+        self.stopped_by = ""
+        """The user's callback that made this step the last one; '' for none."""
         self._file: MetricsFile | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -247,18 +256,31 @@ class MetricsLogger(L.Callback):
         self.loss_tokens_total += report.targets
         self.evaluated = {}
         if step in self.evaluation_steps:
-            began, last = time.perf_counter(), step == self.training.max_steps
-            # The last evaluation is of the weights that are saved.
-            model, evaluate = (pl_module.trained_model(), self.final) if last else (pl_module.model, self.evaluate)
-            model.eval()
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
-                self.evaluated = evaluate(model)
-            model.train()
-            self.evaluation_seconds += time.perf_counter() - began
-        if self.evaluated or step % self.training.execution.log_every == 0 or step == self.training.max_steps:
+            self.validation_hooks.begin(trainer, pl_module)
+            self._evaluate(trainer, pl_module, step == self.training.max_steps)
+            self.validation_hooks.end(trainer, pl_module, self.evaluated)
+        last = step == self.training.max_steps
+        due = self.evaluated or step % self.training.execution.log_every == 0 or last
+        if due and (last or not trainer.should_stop):  # `end_here` writes the step at which a callback ends
             self.write(trainer, pl_module, self.evaluated)
         if self.stability.lost:
             raise Diverged(self.stability.lost)
+
+    def _evaluate(self, trainer: L.Trainer, lit: LitModel, last: bool) -> None:
+        """Evaluate. last: the weights that are saved, by the final evaluation."""
+        began = time.perf_counter()
+        model, evaluate = (lit.trained_model(), self.final) if last else (lit.model, self.evaluate)
+        model.eval()
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            self.evaluated = evaluate(model)
+        model.train()
+        self.evaluation_seconds += time.perf_counter() - began
+
+    def end_here(self, trainer: L.Trainer, lit: LitModel) -> None:
+        """Make this step the last one, as a callback of the user's wants."""
+        self.stopped_by = self.validation_hooks.stopped_by or self.validation_hooks.names
+        self._evaluate(trainer, lit, last=True)
+        self.write(trainer, lit, self.evaluated)
 
     def write(self, trainer: L.Trainer, lit: LitModel, evaluated: dict[str, float] | None = None) -> None:
         """Write one line. Its training loss is the mean over the target tokens since the last line."""
@@ -266,10 +288,8 @@ class MetricsLogger(L.Callback):
         if report is None:
             return
         line = {
+            **report.metrics(),
             TRAIN_LOSS.name: self.loss_sum / self.loss_tokens if self.loss_tokens else report.loss,
-            LEARNING_RATE.name: report.lr,
-            GRAD_NORM.name: report.grad_norm,
-            **({} if report.divergence is None else {TEACHER_DIVERGENCE.name: report.divergence}),
             **self.stability.metrics(),
             **self.throughput.metrics(lit.device),
             "tokens_seen": float(self.step_cost.tokens_before + step * self.step_cost.tokens),
@@ -280,6 +300,8 @@ class MetricsLogger(L.Callback):
         self.last |= line
         if self._file is not None:
             self.lines.append(self._file.append(step, line))
+        for logger in trainer.loggers:
+            logger.log_metrics(line, step)
 
     def ended(
         self, state: Literal["done", "diverged", "interrupted"], trainer: L.Trainer, error: str = ""
@@ -317,10 +339,25 @@ class PruningCallback(L.Callback):
         self.pruned = stops_by_first(trainer, prune)
 
 
+class EarlyEnd(L.Callback):
+    """Ends a training whose `should_stop` a callback of the user's has set: it is done, and not interrupted."""
+
+    def __init__(self, metrics_logger: MetricsLogger, checkpoint_writer: Checkpoints) -> None:
+        self.metrics_logger, self.checkpoint_writer = metrics_logger, checkpoint_writer
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        trainer.should_stop = stops_by_first(trainer, trainer.should_stop)
+        if trainer.should_stop and trainer.global_step < self.checkpoint_writer.last_step:
+            assert isinstance(pl_module, LitModel)
+            self.checkpoint_writer.last_step = trainer.global_step
+            self.metrics_logger.end_here(trainer, pl_module)
+
+
 @contextmanager
-def _silence_lightning() -> Iterator[None]:
-    """Silence Lightning's notices about intended settings: no logger, no epochs, few workers."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+def _silence_lightning(messages: bool) -> Iterator[None]:
+    """Silence Lightning's notices about intended settings: no logger, no epochs, few workers. messages: all others."""
+    names = ("lightning.pytorch", "lightning.fabric") if messages else ()
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

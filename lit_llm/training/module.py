@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.liger import liger_kernels
 from lit_llm.components.loss.module import Losses, LossWeights, Teacher, target_loss
+from lit_llm.config.metrics import GRAD_NORM, LEARNING_RATE, TEACHER_DIVERGENCE, TRAIN_LOSS
 from lit_llm.models.build import generator
 from lit_llm.models.families import DecoderOnly, LanguageModel
 from lit_llm.models.stacks import Stack
@@ -44,6 +45,11 @@ class StepReport:
     """Target tokens, over all devices."""
     divergence: float | None = None
     """Divergence from the teacher, in nats per target token; None without a teacher."""
+
+    def metrics(self) -> dict[str, float]:
+        """The step's metrics by name."""
+        values = {TRAIN_LOSS.name: self.loss, LEARNING_RATE.name: self.lr, GRAD_NORM.name: self.grad_norm}
+        return values if self.divergence is None else {**values, TEACHER_DIVERGENCE.name: self.divergence}
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,21 @@ class LitModel(L.LightningModule):
         # In a tuple, so that they are not submodules, which would be wrapped, and saved twice.
         self._masters = (masters_of(model),) if training.precision == "bf16_master" else ()
 
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        """Arguments of Lightning's Trainer on which the numbers of the training depend."""
+        config = self.training_config
+        return {
+            "max_steps": config.max_steps,
+            "max_epochs": -1,
+            "precision": "bf16-mixed" if config.precision == "bf16" else "32-true",
+            "use_distributed_sampler": False,  # each batch has a share for every rank
+            # In steps, as the whole training is one epoch: EarlyStopping then reads each validation.
+            "val_check_interval": config.max_steps,
+            "check_val_every_n_epoch": None,
+            "log_every_n_steps": config.execution.log_every,
+        }
+
     def configure_model(self) -> None:
         """Divide the model among the devices where they share it; called once the devices are known."""
         if self.device_mesh is not None and not is_sharded(self.model):
@@ -111,10 +132,19 @@ class LitModel(L.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)
 
+    def on_train_start(self) -> None:
+        self._set_learning_rate()
+
+    def _set_learning_rate(self) -> float:
+        """Set the learning rate of the next step in the optimiser, where callbacks read it; returns it."""
+        config, optimizer = self.training_config, self.optimizers()
+        assert not isinstance(optimizer, list)
+        return set_learning_rate(optimizer.param_groups, config.schedule.factor(self.global_step, config.max_steps))
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         config, optimizer = self.training_config, self.optimizers()
         assert not isinstance(optimizer, list)
-        lr = set_learning_rate(optimizer.param_groups, config.schedule.factor(self.global_step, config.max_steps))
+        lr = self._set_learning_rate()
 
         self._update_frozen()
         # Filled on the device: a copy from the host would wait for it.
@@ -148,6 +178,7 @@ class LitModel(L.LightningModule):
             raise Diverged(f"the {what} is not finite in step {self.global_step + 1}")
         optimizer.step()
         optimizer.zero_grad()
+        self._set_learning_rate()
 
     def _update_frozen(self) -> None:
         """Freeze all but the newly initialised parameters in the first steps of an adaptation; unfreeze them after.

@@ -8,7 +8,6 @@ import re
 import pytest
 from rich.console import Console
 
-from lit_llm.cli.options import max_parallel
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.cost import cost_of, memory_of
 from lit_llm.experiment.load import load_experiment
@@ -24,6 +23,7 @@ from lit_llm.statistics.comparison import RunResult, compare
 from lit_llm.store.store import Store
 from lit_llm.studies import preflight
 from lit_llm.studies.load import load_study
+from lit_llm.studies.parallelism import max_parallel
 from lit_llm.studies.plan import plan
 from lit_llm.studies.preflight import check_kernels
 from lit_llm.studies.runs import runs_of

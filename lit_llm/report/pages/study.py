@@ -127,11 +127,7 @@ def markdown_of(ablation: Ablation, comparison: Comparison, registration: Regist
 
 def runs_csv(seen: Sequence[RunWithResult]) -> str:
     """A line for each run, with all its metrics; a field without a number is empty."""
-    rows = []
-    for run, result in seen:
-        head = {"arm": run.arm.name, "baseline": run.arm.baseline, "seed": run.seed, **run.arm.levels}
-        costs = {key: result.result.get(key) for key in ("parameters", "tokens", "flops")}
-        rows.append({**head, "state": result.state, **costs, **result.result.get("metrics", {})})
+    rows = [run.row(result) for run, result in seen]
     columns = dict.fromkeys(name for row in rows for name in row)
     out = io.StringIO()
     writer = csv.DictWriter(out, list(columns), restval="", lineterminator="\n")
@@ -286,6 +282,7 @@ def _stage_link(stage: Stage, file: str, folder: Path) -> Link:
 
 
 PROVENANCE = ("version", "code", "torch", "python", "device", "precision", "kernels", "threads", "devices", "strategy")
+PROVENANCE = (*PROVENANCE, "trainer")
 
 
 def _reproduce(ablation: Ablation, seen: Sequence[RunWithResult], store: Store) -> Section:

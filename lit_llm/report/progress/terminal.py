@@ -1,4 +1,4 @@
-"""Progress: a live table in a terminal, plain lines elsewhere."""
+"""Progress: a live table in a terminal or a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lit_llm.evaluation.config import PRIMARY_METRICS, primary_metric
 from lit_llm.report import text
+from lit_llm.report.progress.notebook import NotebookLive
 from lit_llm.report.progress.run_progress import RunProgress, TimeLeft, progress_of_stage, progress_of_trial
 from lit_llm.report.tables.plan import STATES
 from lit_llm.report.tables.sweep import names_of, setting
@@ -34,7 +35,7 @@ class Progressing(Observer):
         self.console = console
         self.interactive = console.is_terminal
         self._bars: Progress | None = None
-        self._live: Live | None = None
+        self._live: Live | NotebookLive | None = None
         self._runs: Sequence[Run] = ()
         self._todo: set[str] = set()
         self._printed_states: dict[str, str] = {}
@@ -104,7 +105,9 @@ class Progressing(Observer):
             self._start_live()
 
     def _start_live(self) -> None:
-        if self.interactive:
+        if self.console.is_jupyter:
+            self._live = NotebookLive(self._view())
+        elif self.interactive:
             self._live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
 

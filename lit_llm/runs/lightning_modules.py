@@ -1,0 +1,182 @@
+"""A stage of an experiment as a LightningModule and a LightningDataModule, for a Trainer of the user's own.
+
+The steps, the order of the data and the evaluations are those of `lit-llm run`, by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
+
+from lit_llm.config.metrics import OBJECTIVE_LOSS, SPLITS
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.config.section import validate
+from lit_llm.config.tree import tree
+from lit_llm.data.examples import ExampleSet, prepare_examples
+from lit_llm.data.prepare import open_prepared, prepare, tokenizer_folder
+from lit_llm.evaluation.likelihood import nats_of
+from lit_llm.experiment.load import load_experiment
+from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.models.build import build_model
+from lit_llm.objectives.collate import Batch
+from lit_llm.runs.fingerprints import digest_of_data, digest_of_examples, identity_of_data
+from lit_llm.runs.kernels import lengths_vary, training_of
+from lit_llm.runs.stage_data import StageData, finetuning_data, pretraining_data
+from lit_llm.store.store import DEFAULT, Store
+from lit_llm.training.compiled_blocks import compile_blocks
+from lit_llm.training.fit import Evaluate, train_loader
+from lit_llm.training.kernels import liger_obstacle
+from lit_llm.training.module import LitModel
+
+Given = Experiment | str | Path | Mapping[str, Any]
+"""An experiment, the name of a preset, the path of an experiment file, or an experiment's keys."""
+
+
+class LitExperiment(LitModel):
+    """A stage of an experiment that trains, as a LightningModule.
+
+    >>> lit, data = LitExperiment("redllm-tiny"), LitData("redllm-tiny")
+    >>> trainer = L.Trainer(**lit.trainer_options, callbacks=[EarlyStopping("val/target_nll")])
+    >>> trainer.fit(lit, datamodule=data)
+    >>> lit = LitExperiment.load_from_checkpoint(trainer.checkpoint_callback.best_model_path)
+
+    The weights are initial ones, for a finetuning too: load those of its pretraining into `lit.model`.
+
+    It logs `train/loss`, `train/lr` and `stability/grad_norm` of steps, and the `val/` and `test/` metrics of a run. A
+    loader of the user's own gives a `Batch` for each optimiser step; held-out batches are measured by their mean loss.
+
+    The optimisation is manual: one batch is one optimiser step, whose number of targets has to be known before the
+    first of its micro-batches. Clipping and micro-batches are keys of the experiment, and Lightning refuses its own.
+    """
+
+    def __init__(self, experiment: Given, stage: Trained = "pretrain") -> None:
+        """Build the model with its initial weights. Raises InputError for a wrong experiment, or one that adapts."""
+        experiment = experiment_of(experiment, stage)
+        if experiment.adapt is not None:
+            message = "begins with the weights of other runs, which only `lit-llm run` and `lit-llm train` load"
+            raise InputError(Problem(message, "adapt"))
+        training = training_of(experiment, stage)
+        kernels = training.execution.kernels
+        if kernels == "liger" and (obstacle := liger_obstacle(torch.cuda.is_available())):
+            raise InputError(Problem(obstacle, f"{stage}.training.execution.kernels"))
+        super().__init__(build_model(experiment.model, experiment.seed).train(), training, experiment.seed)
+        if kernels == "compiled":
+            compile_blocks(self.model, lengths_vary(experiment, stage))
+        self.save_hyperparameters({"experiment": experiment.model_dump(mode="json"), "stage": stage})
+        self.experiment, self.times = experiment, experiment.section(stage).validation.times
+        self.validation_loss, self.test_loss = MeanMetric(), MeanMetric()
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        """Arguments of Lightning's Trainer on which the numbers depend; it validates about as often as a run."""
+        interval = self.training_config.max_steps // self.times
+        return {**super().trainer_options, "val_check_interval": max(1, interval), "num_sanity_val_steps": 0}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        super().training_step(batch, batch_idx)
+        assert self.report is not None
+        self.log_dict(self.report.metrics(), prog_bar=True, batch_size=self.report.targets)
+
+    def validation_step(self, batch: Batch | Evaluate, batch_idx: int) -> None:
+        self._evaluate(batch, "validation", self.validation_loss)
+
+    def test_step(self, batch: Batch | Evaluate, batch_idx: int) -> None:
+        self._evaluate(batch, "test", self.test_loss)
+
+    def _evaluate(self, batch: Batch | Evaluate, split: str, mean_loss: MeanMetric) -> None:
+        """Log the metrics of the held-out text: of all of it at once, or the mean loss over batches."""
+        if not isinstance(batch, Batch):
+            self.log_dict(batch(self.model), on_step=False, on_epoch=True, batch_size=1)
+            return
+        mean_loss.update(nats_of(self.model, batch))
+        self.log(f"{SPLITS[split]}{OBJECTIVE_LOSS.name}", mean_loss, on_step=False, on_epoch=True)
+
+    def transfer_batch_to_device(
+        self, batch: Batch | Evaluate, device: torch.device, dataloader_idx: int
+    ) -> Batch | Evaluate:
+        if not isinstance(batch, Batch):  # an evaluation moves its own batches, one at a time
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+
+class LitData(L.LightningDataModule):
+    """What a stage of an experiment reads: the batches of a run, in its order, and its evaluations.
+
+    Batch k depends on the seed and k alone, so a resumed training reads what an uninterrupted one would. Each held-out
+    split is one item of its loader, since its metrics are sums over documents and sources. Tokens are kept in a store,
+    where `lit-llm run` finds them too.
+    """
+
+    def __init__(self, experiment: Given, stage: Trained = "pretrain", store: str | Path = DEFAULT) -> None:
+        """Read the experiment. Raises InputError where it is wrong."""
+        super().__init__()
+        self.experiment, self.trained_stage = experiment_of(experiment, stage), stage
+        self.store = Store(store)
+        content = {"experiment": self.experiment.model_dump(mode="json"), "stage": stage, "store": str(store)}
+        self.save_hyperparameters(content)
+        self._opened: StageData | None = None
+
+    def prepare_data(self) -> None:
+        """Tokenise the text and the examples, once. Raises InputError where they cannot be read."""
+        experiment, root = self.experiment, self.store.data
+        config, identity = experiment.pretrain.data, identity_of_data(experiment)
+        prepare(config, root, identity=identity)
+        if self.trained_stage == "finetune" and experiment.finetune is not None:
+            folder, digest = tokenizer_folder(root, identity.tokenizer), digest_of_examples(experiment)
+            prepare_examples(experiment.finetune.data, config.tokenizer, folder, root, digest)
+
+    def setup(self, stage: str) -> None:
+        experiment, root = self.experiment, self.store.data
+        config = experiment.pretrain.data
+        text = open_prepared(config, root, digest_of_data(experiment))
+        if self.trained_stage == "pretrain":
+            self._opened = pretraining_data(experiment, text)
+        else:
+            examples = ExampleSet(root, digest_of_examples(experiment), config.tokenizer)
+            self._opened = finetuning_data(experiment, text, examples)
+
+    @property
+    def data(self) -> StageData:
+        """Batches and evaluations, once they are set up."""
+        if self._opened is None:
+            raise RuntimeError("call prepare_data() and setup('fit') first, as a Trainer does")
+        return self._opened
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        assert self.trainer is not None, "a Trainer decides the number of ranks and the step to begin with"
+        return train_loader(self.data.batches, self.experiment.section(self.trained_stage).training, self.trainer)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """One item: the evaluation that a run makes during training."""
+        return _loader_of(self.data.evaluate)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """One item: the evaluation of the test split that a run makes after its last step."""
+        measure = self.data.measure
+        if "test" not in self.data.held_out_splits:
+            raise InputError(
+                Problem("is 0, so that there is no test split", f"{self.trained_stage}.data.test_fraction")
+            )
+        return _loader_of(lambda model: measure("test", model, lambda *_: None).metrics)
+
+
+def _loader_of(evaluate: Evaluate) -> DataLoader[Any]:
+    items: Any = [evaluate]  # a list is a dataset
+    return DataLoader(items, batch_size=None)
+
+
+def experiment_of(given: Given, stage: Trained) -> Experiment:
+    """An experiment from its name, file or keys. Raises InputError with every problem, and for an absent stage."""
+    if isinstance(given, Mapping):
+        experiment = validate(Experiment, tree(given))
+    else:
+        experiment = given if isinstance(given, Experiment) else load_experiment(given)
+    if stage not in experiment.trained:
+        raise InputError(Problem(f"the experiment has no such section; it has {', '.join(experiment.trained)}", stage))
+    return experiment

@@ -1,0 +1,189 @@
+"""An experiment in a Trainer of the user's: the bits of a run, with Lightning's callbacks, loggers and checkpoints."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors.torch import load_file
+
+from lit_llm import LitData, LitExperiment
+from lit_llm.config.problems import InputError
+from lit_llm.experiment.load import load_experiment
+from lit_llm.experiment.schema import Experiment
+from lit_llm.objectives.collate import Batch
+from lit_llm.runs.run_one_stage import run_one
+from lit_llm.runs.stage_config import load_stage_config, save_stage_config
+from lit_llm.runs.stage_graph import stage_graph
+from lit_llm.runs.trained_model import open_finished
+from lit_llm.store.store import Stage, Store
+from lit_llm.studies.load import load_study
+from tests.stages_in_parts import numbers, prepared_stage
+from tests.training.test_step import uneven_batch
+
+OVERRIDES = {
+    "decllm-tiny": ["pretrain.training.dropout=0.2", "pretrain.training.execution.micro_batch_size=3"],
+    "redllm-tiny": ["pretrain.training.precision=bf16", "pretrain.data.test_fraction=0.2"],
+}
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Trained(NamedTuple):
+    """One experiment, trained by a run and in a Trainer of its own."""
+
+    stage: Stage
+    experiment: Experiment
+    lit: LitExperiment
+    data: LitData
+    trainer: L.Trainer
+    folder: Path
+
+
+def trainer_of(lit: LitExperiment, folder: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return L.Trainer(
+        **{**lit.trainer_options, **quiet, "log_every_n_steps": 1, **options},
+        callbacks=list(callbacks),
+        default_root_dir=folder,
+        logger=CSVLogger(folder),
+    )
+
+
+@pytest.fixture(scope="module", params=OVERRIDES)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Trained:
+    folder = tmp_path_factory.mktemp("own_trainer")
+    stage = prepared_stage(Store(folder / "store"), corpus, request.param, *OVERRIDES[request.param])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert run_one(folder / "store", stage.fingerprint) == "done"
+    experiment = load_stage_config(stage).experiment
+    lit, data = LitExperiment(experiment), LitData(experiment, store=folder / "store")
+    checkpoints = ModelCheckpoint(folder, "{step}", every_n_train_steps=5, save_top_k=-1, monitor=None)
+    trainer = trainer_of(lit, folder, checkpoints, LearningRateMonitor(), EarlyStopping("val/target_nll", patience=9))
+    trainer.fit(lit, datamodule=data)
+    torch.set_num_threads(threads)
+    return Trained(stage, experiment, lit, data, trainer, folder)
+
+
+def assert_equal_weights(lit: LitExperiment, expected: Mapping[str, torch.Tensor]) -> None:
+    weights = lit.model.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_a_trainer_of_the_users_own_gives_the_weights_of_a_run_to_the_bit(trained: Trained) -> None:
+    assert trained.trainer.global_step == 14
+    assert_equal_weights(trained.lit, load_file(trained.stage.checkpoints / "model.safetensors"))
+
+
+def test_the_test_metrics_are_those_that_the_run_measured_after_its_last_step(trained: Trained) -> None:
+    if trained.experiment.pretrain.data.test_fraction == 0:
+        with pytest.raises(InputError, match="test_fraction"):
+            trained.trainer.test(trained.lit, datamodule=trained.data, verbose=False)
+        return
+    measured = trained.trainer.test(trained.lit, datamodule=trained.data, verbose=False)[0]
+    of_run = (trained.stage.result() or {})["metrics"]
+    expected = {name: value for name, value in of_run.items() if name.startswith("test/")}
+    assert measured == pytest.approx(expected, rel=1e-6)  # Lightning keeps float32
+    assert len(expected) >= 3
+
+
+def test_loggers_get_the_metrics_of_the_run_and_the_monitor_the_rate_of_the_coming_step(trained: Trained) -> None:
+    lines = list(csv.DictReader((Path(trained.trainer.logger.log_dir) / "metrics.csv").open()))
+    rates = {int(line["step"]): float(line["train/lr"]) for line in lines if line["train/lr"]}
+    of_run = {step - 1: values["train/lr"] for step, values in numbers(trained.stage)}
+    assert len(rates) == 14
+    assert {step: rates[step] for step in of_run} == pytest.approx(of_run)
+    name = next(key for key in lines[0] if key.startswith("lr-"))
+    monitored = {int(line["step"]): float(line[name]) for line in lines if line[name]}
+    assert monitored == pytest.approx(rates)
+    validated = [int(line["step"]) for line in lines if line["val/target_nll"]]
+    assert validated == [3, 7, 11]
+    assert all(line["val/perplexity"] for line in lines if line["val/target_nll"])
+
+
+def test_a_training_goes_on_from_a_checkpoint_of_lightnings_to_the_same_bits(trained: Trained) -> None:
+    torch.set_num_threads(1)
+    lit = LitExperiment(trained.experiment)
+    trainer = trainer_of(lit, trained.folder / "resumed")
+    trainer.fit(lit, datamodule=LitData(trained.experiment, store=trained.folder / "store"),
+                ckpt_path=trained.folder / "step=5.ckpt")  # fmt: skip
+    assert_equal_weights(lit, load_file(trained.stage.checkpoints / "model.safetensors"))
+
+
+def test_a_checkpoint_of_lightnings_holds_the_experiment(trained: Trained) -> None:
+    loaded = LitExperiment.load_from_checkpoint(trained.folder / "step=10.ckpt")
+    assert loaded.experiment == trained.experiment
+    state = torch.load(trained.folder / "step=10.ckpt")["state_dict"]
+    assert_equal_weights(loaded, {name.removeprefix("model."): value for name, value in state.items()})
+    data = LitData.load_from_checkpoint(trained.folder / "step=10.ckpt")
+    assert (data.experiment, data.store.root) == (trained.experiment, trained.folder / "store")
+
+
+def test_early_stopping_ends_a_training_of_the_users_own(trained: Trained) -> None:
+    lit = LitExperiment(trained.experiment)
+    stopping = EarlyStopping("val/target_nll", patience=1, min_delta=100.0)
+    trainer = trainer_of(lit, trained.folder / "stopped", stopping)
+    trainer.fit(lit, datamodule=trained.data)
+    assert trainer.global_step == 8  # the second evaluation is no better than the first by 100 nats
+
+
+def batches_of(lit: LitExperiment) -> list[Batch]:
+    return [uneven_batch("decoder"), next(uneven_batch("decoder").micro_batches(3))]
+
+
+def test_batches_of_the_users_own_are_measured_by_their_mean_loss_over_all_targets(tmp_path: Path) -> None:
+    """Judge: torch's cross-entropy over the targets of both batches, which differ in their number."""
+    lit = LitExperiment("decllm-tiny")
+    batches = batches_of(lit)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    measured = trainer_of(lit, tmp_path).validate(lit, loader, verbose=False)[0]
+    with torch.no_grad():
+        logits = torch.cat([lit.model(batch.inputs["tokens_BT"])[batch.weights.bool()] for batch in batches])
+    targets = torch.cat([batch.targets[batch.weights.bool()] for batch in batches])
+    expected = torch.nn.functional.cross_entropy(logits, targets).item()
+    assert measured == {"val/objective_loss": pytest.approx(expected, rel=1e-5)}
+
+
+def test_clipping_and_accumulation_of_lightnings_are_refused_as_the_experiment_has_its_own(tmp_path: Path) -> None:
+    for option in ({"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}):
+        lit = LitExperiment("decllm-tiny")
+        with pytest.raises(MisconfigurationException, match="manual optimization"):
+            trainer_of(lit, tmp_path, **option).fit(lit, torch.utils.data.DataLoader(batches_of(lit), batch_size=None))
+
+
+def test_a_finetuning_from_the_weights_of_a_run_gives_the_weights_of_its_second_stage(
+    tmp_path: Path, write_two: Callable[..., Path]
+) -> None:
+    torch.set_num_threads(1)
+    experiment = load_study(write_two("tuned", "arms: {dec: {extends: decllm-tiny}}", seeds=(0,))).arms[0].seeded(0)
+    store = Store(tmp_path / "store")
+    data = LitData(experiment, "finetune", store.root)
+    data.prepare_data()
+    nodes = [node for node in stage_graph(experiment) if node.kind != "evaluate"]
+    stages = [save_stage_config(store.open(), node, experiment) for node in nodes]
+    assert [run_one(store.root, stage.fingerprint) for stage in stages] == ["done", "done"]
+    lit = LitExperiment(experiment, "finetune")
+    lit.model.load_state_dict(open_finished(store, stages[0].fingerprint).model.state_dict())
+    trainer = trainer_of(lit, tmp_path)
+    trainer.fit(lit, datamodule=data)
+    assert_equal_weights(lit, load_file(stages[1].checkpoints / "model.safetensors"))
+    assert trainer.callback_metrics["val/target_nll/even"] > 0
+
+
+def test_an_experiment_without_a_second_stage_has_no_module_of_it() -> None:
+    with pytest.raises(InputError, match="finetune: the experiment has no such section; it has pretrain"):
+        LitExperiment("decllm-tiny", "finetune")
+
+
+def test_an_adaptation_is_refused_since_its_weights_are_in_other_runs() -> None:
+    with pytest.raises(InputError, match="adapt: begins with the weights of other runs"):
+        LitExperiment(load_experiment("redllm-tiny", ["adapt.from=decllm-tiny"]))

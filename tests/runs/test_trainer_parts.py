@@ -1,0 +1,277 @@
+"""What a user adds to Lightning's Trainer: real callbacks, loggers and profilers in runs, named where it matters."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import StochasticWeightAveraging as Averaging
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
+from safetensors.torch import load_file
+
+import lit_llm
+from lit_llm.config.problems import InputError
+from lit_llm.runs import trainer_parts
+from lit_llm.runs.provenance import provenance, same_provenance
+from lit_llm.runs.run_one_stage import run_one
+from lit_llm.runs.stage_config import load_stage_config
+from lit_llm.runs.trainer_parts import TrainerParts, give, in_force, name_of
+from lit_llm.store.store import Stage, Store, read_metrics
+from lit_llm.studies.load import load_study
+from tests.stages_in_parts import numbers, prepared_stage, stops_after
+
+STOPPING = partial(EarlyStopping, "val/target_nll", patience=1, min_delta=100.0)
+"""Ends a training at its second evaluation, which is no better by 100 nats."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(trainer_parts, "_given", TrainerParts())
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+def write_settings(folder: Path, text: str) -> Path:
+    file = folder / "config" / "lit-llm" / "settings.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def trained(folder: Path, corpus: Path, parts: TrainerParts, *steps: int) -> Stage:
+    """A stage trained with these parts, interrupted at its checks with these numbers."""
+    torch.set_num_threads(1)
+    give(parts)
+    stage = prepared_stage(Store(folder), corpus, "decllm-tiny")
+    if steps:
+        assert run_one(folder, stage.fingerprint, stops_after(*steps)) == "interrupted"
+    assert run_one(folder, stage.fingerprint) == "done"
+    return stage
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Stage:
+    return trained(tmp_path_factory.mktemp("plain"), corpus, TrainerParts())
+
+
+def assert_equal_results(stage: Stage, plain: Stage) -> None:
+    assert numbers(stage) == numbers(plain)
+    weights, expected = (load_file(each.checkpoints / "model.safetensors") for each in (stage, plain))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_observers_and_loggers_change_no_bit_and_are_in_the_provenance(
+    tmp_path: Path, corpus: Path, plain: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The logger has the lines of metrics.jsonl, the monitor the steps' rates, the others their text."""
+    parts = TrainerParts(
+        callbacks=[ModelSummary(max_depth=2), LearningRateMonitor, ModelCheckpoint],
+        loggers=[CSVLogger],
+        profiler=SimpleProfiler,
+    )
+    stage = trained(tmp_path, corpus, parts)
+    assert_equal_results(stage, plain)
+    (file,) = stage.folder.glob("lightning/**/metrics.csv")
+    rows = list(csv.DictReader(file.open()))
+    lines = {line["step"]: line["metrics"] for line in read_metrics(stage.metrics_file)}
+    logged = {int(row["step"]): float(row["train/loss"]) for row in rows if row["train/loss"]}
+    assert logged == pytest.approx({step: metrics["train/loss"] for step, metrics in lines.items()})
+    rates = {int(row["step"]): float(row["lr-AdamW"]) for row in rows if row.get("lr-AdamW")}
+    of_lines = {step - 1: metrics["train/lr"] for step, metrics in lines.items() if step - 1 in rates}
+    assert {step: rates[step] for step in of_lines} == pytest.approx(of_lines)
+    assert len(of_lines) > 3
+    assert "model.embedding" in caplog.text
+    assert "run_training_batch" in next(stage.folder.glob("lightning/*profile*.txt")).read_text()
+    assert "d_model: 16" in next(stage.folder.glob("lightning/**/hparams.yaml")).read_text()
+    result, without = stage.result() or {}, plain.result() or {}
+    names = [name.rpartition(":")[2].partition(" ")[0] for name in result["provenance"]["trainer"]["callbacks"]]
+    assert names == ["ModelSummary", "LearningRateMonitor", "ModelCheckpoint"]
+    assert same_provenance(result["provenance"], without["provenance"])
+
+
+@pytest.mark.parametrize("interrupted", [(), (6,)])
+def test_early_stopping_ends_a_run_as_done_with_the_final_evaluation_of_its_last_step(
+    tmp_path: Path, corpus: Path, plain: Stage, interrupted: tuple[int, ...]
+) -> None:
+    """Evaluations come after steps 5, 9 and 14. Judge: the run without it, whose lines up to step 8 are the same."""
+    stage = trained(tmp_path, corpus, TrainerParts(callbacks=[STOPPING]), *interrupted)
+    result = stage.result() or {}
+    assert (result["state"], result["steps"], result["stopped_by"]) == ("done", 9, "EarlyStopping")
+    assert numbers(stage)[:-1] == [line for line in numbers(plain) if line[0] < 9]
+    last, whole = numbers(stage)[-1], dict(numbers(plain))
+    assert last[0] == 9
+    assert last[1]["train/loss"] == whole[9]["train/loss"]
+    assert last[1]["val/target_nll"] == pytest.approx(whole[9]["val/target_nll"], rel=0.1)  # of more windows
+    assert last[1]["val/target_nll"] == result["metrics"]["val/target_nll"]
+    assert (stage.checkpoints / "model.safetensors").exists()
+    assert "EarlyStopping ended it at step 9 of 14" in stage.status()["notes"]
+    assert not same_provenance(result["provenance"], (plain.result() or {})["provenance"])
+
+
+class EndsAtStepThree(L.Callback):
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step == 3
+
+
+def test_a_callback_may_end_a_run_after_any_step(tmp_path: Path, corpus: Path, plain: Stage) -> None:
+    result = trained(tmp_path, corpus, TrainerParts(callbacks=[EndsAtStepThree])).result() or {}
+    assert (result["steps"], result["stopped_by"], result["tokens"]) == (3, "EndsAtStepThree", 3 * 4 * 32)
+    assert result["metrics"].keys() == (plain.result() or {})["metrics"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["TensorBoardLogger", "WandbLogger"])
+def test_loggers_of_other_packages_get_the_lines(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    package = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}[name]
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    stage = trained(tmp_path, corpus, TrainerParts(loggers=[f"lightning.pytorch.loggers:{name}"]))
+    if package == "wandb":
+        assert list(stage.folder.glob("lightning/wandb/offline-run-*/*.wandb"))
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next(stage.folder.glob("lightning/**/events.out*")).parent))
+    events.Reload()
+    lines = read_metrics(stage.metrics_file)
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (line["step"], pytest.approx(line["metrics"]["train/loss"])) for line in lines
+    ]
+
+
+@pytest.mark.slow
+def test_pytorchs_profiler_and_a_plugin_reach_the_trainer(tmp_path: Path, corpus: Path, plain: Stage) -> None:
+    parts = TrainerParts(profiler=partial(PyTorchProfiler, export_to_chrome=False), plugins=[AsyncCheckpointIO])
+    stage = trained(tmp_path, corpus, parts, 5)
+    assert_equal_results(stage, plain)
+    assert "aten::" in next(stage.folder.glob("lightning/*profile*.txt")).read_text()
+    assert "AsyncCheckpointIO" in (stage.result() or {})["provenance"]["changing_parts"]
+
+
+def test_parts_of_the_settings_are_in_force_and_named_with_their_arguments(tmp_path: Path) -> None:
+    write_settings(
+        tmp_path,
+        """
+[trainer]
+callbacks = [{factory = "lightning.pytorch.callbacks:EarlyStopping", monitor = "val/target_nll", patience = 2}]
+loggers = ["lightning.pytorch.loggers:CSVLogger"]
+""",
+    )
+    parts = in_force()
+    parts.check()
+    named = "lightning.pytorch.callbacks:EarlyStopping(monitor='val/target_nll', patience=2)"
+    assert parts.names() == {"callbacks": [named], "loggers": ["lightning.pytorch.loggers:CSVLogger"]}
+    assert parts.may_change() == [named]
+    built = parts.build(tmp_path)
+    assert isinstance(built.callbacks[0], EarlyStopping)
+    assert built.callbacks[0].patience == 2
+    assert built.loggers[0].save_dir == str(tmp_path)
+    give(TrainerParts(callbacks=[Averaging(1e-3)]))
+    assert len(in_force().callbacks) == 2
+
+
+def test_wrong_settings_are_refused_with_their_place(tmp_path: Path) -> None:
+    write_settings(tmp_path, "[trainer]\ncallbacks = ['EarlyStopping']\n")
+    with pytest.raises(
+        InputError, match=r'settings.toml: trainer.callbacks.*names no class or function: give it as "pa'
+    ):
+        in_force()
+
+
+def test_a_stores_settings_name_no_code(tmp_path: Path) -> None:
+    from lit_llm.launch.settings import launch_settings
+
+    (tmp_path / "settings.toml").write_text("[trainer]\ncallbacks = ['os:getcwd']\n")
+    with pytest.raises(InputError, match="trainer: names code, which only your own settings may"):
+        launch_settings(tmp_path)
+
+
+def local_class() -> type[L.Callback]:
+    class Inner(L.Callback):
+        pass
+
+    return Inner
+
+
+def test_what_a_runs_process_cannot_make_is_refused_with_all_problems_at_once() -> None:
+    parts = TrainerParts(
+        callbacks=[
+            local_class(),
+            lambda: EarlyStopping("x"),
+            "lightning.pytorch.callbacks:EarlyStoping",
+            "no_such:x",
+        ],
+        loggers=["math:pi"],
+    )
+    with pytest.raises(InputError) as error:
+        parts.check()
+    text = str(error.value)
+    assert len(error.value.problems) == 5
+    assert text.count("cannot be sent to the processes of the runs") == 2
+    assert 'or name a factory there: "package.module:make_it"' in text
+    assert "trainer.callbacks: lightning.pytorch.callbacks:EarlyStoping cannot be imported: AttributeError" in text
+    assert "trainer.callbacks: no_such:x cannot be imported: ModuleNotFoundError" in text
+    assert "trainer.loggers: math:pi is no class or function, but float" in text
+
+
+def test_a_study_gives_its_parts_to_the_processes_of_its_runs_and_names_what_they_ended(
+    tmp_path: Path, store: Store, write_study: Callable[..., Path]
+) -> None:
+    """One part by Python and one by the settings; results without them are of another provenance."""
+    arguments = 'monitor = "val/target_nll", min_delta = 100.0, patience = 1'
+    part = f'{{factory = "lightning.pytorch.callbacks:EarlyStopping", {arguments}}}'
+    write_settings(tmp_path, f"[trainer]\ncallbacks = [{part}]\n")
+    study = write_study("ended", "arms: {red: {}, plain: {model: {attention: {output_norm: none}}}}", seeds=[7707])
+    finished = lit_llm.run(study, store=store.root, jobs=2, trainer=TrainerParts(loggers=[CSVLogger]))
+    assert finished.exit_code == 0
+    frame, arms = finished.to_frame(), finished.comparison.to_frame()
+    assert list(frame["state"]) == ["done", "done"]
+    assert list(frame["tokens"]) == [8 * 4 * 32] * 2  # evaluations come after steps 4, 8 and 12
+    assert list(arms["mean"]) == pytest.approx(list(frame[finished.comparison.metric]))
+    steps = finished.runs[0].to_frame()
+    assert list(steps["step"]) == [4, 8]
+    (note,) = [note for note in finished.comparison.notes if "a callback ended them" in note]
+    assert "red/seed 7707: pretrain at step 8 by EarlyStopping" in note
+    for run in finished.runs:
+        (file,) = run.last.folder.glob("lightning/**/metrics.csv")
+        assert len(list(csv.DictReader(file.open()))) == 2
+        assert not run.stale()
+    write_settings(tmp_path, "")
+    assert all(run.stale() for run in finished.runs)
+
+
+def test_parts_from_python_are_refused_where_they_would_not_arrive(
+    store: Store, write_study: Callable[..., Path]
+) -> None:
+    study = write_study("wide", "arms: {red: {}}", seeds=[0])
+    wide = load_study(study, ["pretrain.training.execution.devices=2"])
+    with pytest.raises(InputError, match=r"trainer: parts from Python do not reach the processes of a run on several"):
+        lit_llm.run(wide, store=store.root, trainer=TrainerParts(loggers=[CSVLogger]))
+
+
+def test_equal_parts_have_one_name_and_others_another() -> None:
+    one, other = EarlyStopping("val/target_nll", patience=1), EarlyStopping("val/target_nll", patience=2)
+    assert name_of(one) == name_of(EarlyStopping("val/target_nll", patience=1)) != name_of(other)
+    assert name_of(STOPPING) == (
+        "lightning.pytorch.callbacks.early_stopping:EarlyStopping(0='val/target_nll', min_delta=100.0, patience=1)"
+    )
+
+
+def test_parts_that_change_no_training_leave_the_provenance_comparable(plain: Stage) -> None:
+    experiment = load_stage_config(plain).experiment
+    without = provenance(experiment)
+    give(TrainerParts(callbacks=[ModelSummary()], loggers=[CSVLogger], profiler=SimpleProfiler))
+    assert same_provenance(provenance(experiment), without)
+    give(TrainerParts(callbacks=[Averaging(1e-3)]))
+    assert not same_provenance(provenance(experiment), without)
+    assert same_provenance(provenance(experiment, evaluates=True), without)

@@ -1,0 +1,125 @@
+"""Optuna's own tools on a sweep's trials: other storages, the dashboard, and pruning in a loop of the user's."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import optuna
+import pytest
+
+from lit_llm import LitData, LitExperiment
+from lit_llm.config.problems import InputError
+from lit_llm.runs.stage_config import load_stage_config
+from lit_llm.store.store import Store
+from lit_llm.sweeps import storage
+from lit_llm.sweeps.pruning_callback import OptunaPruning
+from lit_llm.sweeps.sweep import load_sweep
+from lit_llm.sweeps.trials import Trials
+from tests.stages_in_parts import prepared_stage
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+SPACE = "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-3, 1e-2]}}\noptimize: [{metric: val/target_nll}]"
+
+
+class Worse(optuna.pruners.BasePruner):
+    """Prunes at the second report."""
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        return len(trial.intermediate_values) == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_of_the_users_own_is_pruned_by_the_steps_of_its_validations(tmp_path: Path, corpus: Path) -> None:
+    """Three validations in one epoch are three reports: Optuna's own callback for Lightning counts epochs."""
+    stage = prepared_stage(Store(tmp_path / "store"), corpus, "decllm-tiny")
+    experiment, trainers = load_stage_config(stage).experiment, []
+
+    def objective(trial: optuna.Trial) -> float:
+        lit = LitExperiment(experiment)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainers.append(L.Trainer(**lit.trainer_options, **quiet, enable_model_summary=False, accelerator="cpu",
+                                  callbacks=[OptunaPruning(trial)]))  # fmt: skip
+        trainers[-1].fit(lit, datamodule=LitData(experiment, store=tmp_path / "store"))
+        return float(trainers[-1].callback_metrics["val/target_nll"])
+
+    study = optuna.create_study(pruner=Worse())
+    study.optimize(objective, n_trials=1)
+    (trial,) = study.trials
+    assert trial.state is optuna.trial.TrialState.PRUNED
+    assert list(trial.intermediate_values) == [4, 8]
+    assert trainers[0].global_step == 8
+    study = optuna.create_study(pruner=optuna.pruners.NopPruner())
+    study.optimize(objective, n_trials=1)
+    assert list(study.trials[0].intermediate_values) == [4, 8, 12]
+
+
+def test_a_metric_that_is_not_measured_is_named_with_those_that_are() -> None:
+    class Fake:
+        sanity_checking, callback_metrics = False, {"val/a": 1, "val/b": 2}
+
+    with pytest.raises(ValueError, match="no metric 'val/c' to prune by; there are val/a, val/b"):
+        OptunaPruning(optuna.create_study().ask(), "val/c").on_validation_end(Fake(), None)
+
+
+def opened(url: str) -> str:
+    study = optuna.create_study(study_name="shared", storage=storage.database(url), load_if_exists=True)
+    study.tell(study.ask(), 1.0)
+    return "opened"
+
+
+def test_processes_may_open_a_new_sqlite_file_together(tmp_path: Path) -> None:
+    """Without a lock they crash in its migrations."""
+    url = f"sqlite:///{tmp_path}/trials.db"
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        assert pool.map(opened, [url] * 3) == ["opened"] * 3
+    assert len(optuna.load_study(study_name="shared", storage=url).trials) == 3
+
+
+def test_the_limits_of_sqlite_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert storage.warning_of(None) == storage.warning_of("postgresql://host/db") == ""
+    assert "of this machine alone" in storage.warning_of(f"sqlite:///{tmp_path}/trials.db")
+    monkeypatch.setattr(storage, "is_network_mount", lambda _: True)
+    assert "where sqlite's locks may fail" in storage.warning_of(f"sqlite:///{tmp_path}/trials.db")
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://tuner:xyzzy@127.0.0.1:1/trials", "sqlite:////no/such/folder/trials.db", "sqlite:///:memory:"]
+)
+def test_a_database_that_cannot_be_used_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(InputError) as error:
+        storage.database(url)
+    assert "--storage" in str(error.value)
+    assert "xyzzy" not in str(error.value)
+
+
+def studies_of(address: optuna.storages.BaseStorage) -> list[str]:
+    """Names of the studies that optuna-dashboard lists."""
+    dashboard = pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
+    body: list[bytes] = []
+    environment = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "SERVER_NAME": "x", "SERVER_PORT": "1",
+                   "wsgi.url_scheme": "http", "QUERY_STRING": ""}  # fmt: skip
+    import io
+
+    environment |= {"wsgi.input": io.BytesIO(), "wsgi.errors": io.StringIO()}
+    body = list(dashboard.wsgi(address)(environment, lambda *_: None))
+    return [study["study_name"] for study in json.loads(b"".join(body))["study_summaries"]]
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_the_dashboard_opens_the_storage_of_a_sweep(
+    tmp_path: Path, write_sweep: Callable[..., Path], kind: str
+) -> None:
+    pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
+    url = None if kind == "journal" else f"sqlite:///{tmp_path}/trials.db"
+    trials = Trials(load_sweep(write_sweep("shown", SPACE)), Store(tmp_path / "store"), url)
+    with trials.coordinating():
+        pass
+    if url is None:
+        backend = optuna.storages.journal.JournalFileBackend(trials.address)
+        assert studies_of(optuna.storages.JournalStorage(backend)) == ["shown/baseline"]
+    else:
+        assert studies_of(optuna.storages.RDBStorage(trials.address)) == ["shown/baseline"]
