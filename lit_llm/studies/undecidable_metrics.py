@@ -13,6 +13,7 @@ from statistics import fmean
 
 from lit_llm.config.metrics import EVALUATED, FINETUNED, direction
 from lit_llm.config.problems import some
+from lit_llm.evaluation.suites import SUITES
 from lit_llm.statistics.power import pooled
 from lit_llm.store.store import Store
 from lit_llm.studies.audit.findings import Finding
@@ -67,9 +68,10 @@ def _detectable_ratio(planned: Plan, seeds: int) -> float:
 
 
 def _planned_tasks(planned: Plan) -> frozenset[str]:
-    """Names of the tasks that an arm is evaluated on, as the study has them."""
+    """Names of the tasks that an arm is evaluated on, those of suites included."""
     sections = [arm.arm.experiment.evaluate for arm in planned.arms]
-    return frozenset(name for each in sections if each is not None and each.tasks for name in each.tasks.names)
+    names = {name for each in sections if each is not None and each.tasks for name in each.tasks.names}
+    return frozenset(task for name in names for task in SUITES.get(name, (name,)))
 
 
 def _is_score_of(name: str, tasks: frozenset[str]) -> bool:
