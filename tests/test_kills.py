@@ -171,6 +171,7 @@ def test_two_hosts_that_are_killed_share_a_study(commands: dict[str, list[str]],
 
     for number in itertools.count():
         store, first_results = Store(tmp_path / f"store{number}"), dict[str, tuple[int, int]]()
+        began = time.monotonic()
         with ExitStack() as stack:
 
             def host(stack: ExitStack = stack, store: Store = store) -> subprocess.Popen[bytes]:
