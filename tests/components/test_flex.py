@@ -159,12 +159,14 @@ def test_listed_blocks_are_those_with_a_visible_pair(kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_are_in_the_precision_of_the_pass(dtype: torch.dtype, flex: FlexAttention) -> None:
+def test_products_are_scaled_and_in_the_precision_of_the_pass(dtype: torch.dtype, flex: FlexAttention) -> None:
     """Under autocast queries may still be in float32. Judge: the formula in float64."""
     mask, keys = MASKS["documents"]
     inputs = tensors(keys, dtype=torch.float32)
-    exact = by_formula([x.double() for x in inputs], seen_of(mask, keys))
-    out = DotProduct()(*inputs[:3], FlexMask(mask, (T, keys), (dtype, CPU), flex, ScoreChange()))
+    scale = 0.2
+    q, *others = (x.double() for x in inputs)
+    exact = by_formula([q * scale * K**0.5, *others], seen_of(mask, keys))
+    out = DotProduct(scale)(*inputs[:3], FlexMask(mask, (T, keys), (dtype, CPU), flex, ScoreChange()))
     assert out.dtype == dtype
     assert (out.double() - exact).norm() < (1e-6 if dtype == torch.float32 else 1e-2) * exact.norm()
 
