@@ -70,7 +70,7 @@ def test_there_and_back_every_tensor_is_bit_equal(name, tmp_path):
     close(*both_logits(back, ours, name=name))
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @every
 def test_half_precision_survives_the_round_trip(name, kind, tmp_path):
     """Norm weights w are kept as 1 + w, and in bfloat16 that would round most of w away."""

@@ -83,6 +83,14 @@ def test_the_tokens_that_end_and_begin_are_written_by_name(tmp_path):
     assert "begin: <bos>" in text
 
 
+def test_a_decoder_begins_with_the_token_that_its_config_names(tmp_path):
+    """T5's targets begin with <pad>, although the file has a <bos>."""
+    _, place, _ = with_tokenizer("t5", tmp_path, decoder_start_token_id=0)
+    import_checkpoint(place, tmp_path / "ours")
+    assert "begin: <pad>" in (tmp_path / "ours" / "model.yaml").read_text()
+    assert open_model(tmp_path / "ours")[2] == 1
+
+
 def test_a_tokenizer_without_a_first_token_begins_with_its_last(tmp_path):
     """Qwen's way: there is no row that was trained to begin a text, but one that stood between two."""
     place = saved(peer("qwen3", vocab_size=64), tmp_path / "theirs")

@@ -60,7 +60,7 @@ CASES = {
     "untied": ("redllm", [*ALL, "tie_embeddings=none"]),
     "sandwich": ("redllm", [*ALL, "norm.placement=sandwich"]),
     "layer norms": ("redllm", [*ALL, "attention.output_norm=head", "attention.norm_function=layer_norm"]),
-    "over heads": ("redllm", [*ALL, "attention.qkv_norm_over=concat", "attention.kv_heads=2"]),
+    "over heads": ("redllm", [*ALL, "attention.qkv_norm_over=concat"]),
     "parallel": ("redllm", [*ALL, "norm.placement=parallel"]),
     "post": ("redllm", ["norm.placement=post"]),
     "output": ("decllm", [*ALL, "norm.placement=output"]),
