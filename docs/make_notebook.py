@@ -43,13 +43,13 @@ CELLS: list[tuple[str, str]] = [
         "code",
         "import pandas as pd\n\nfrom lit_llm.studies.load import load_study\nfrom lit_llm.studies.plan import plan\n\n"
         'planned = plan(load_study("qkv_norm.yaml"))\nplanned.check()\n'
-        'pd.DataFrame(\n    {arm.arm.name: {"parameters": arm.cost.parameters, **dict(arm.differs)} for arm in '
-        "planned.arms}\n).T",
+        'pd.DataFrame({arm.arm.name: {"parameters": arm.cost.parameters, **dict(arm.differs)} for arm in '
+        "planned.arms}).T",
     ),
     ("markdown", "Run it. Each run has a process of its own; the table below is drawn live, and what is done is kept."),
     (
         "code",
-        "import lit_llm\nfrom lightning.pytorch.loggers import CSVLogger\n\n"
+        "from lightning.pytorch.loggers import CSVLogger\n\nimport lit_llm\n\n"
         'finished = lit_llm.run("qkv_norm.yaml", trainer=lit_llm.TrainerParts(loggers=[CSVLogger]))',
     ),
     ("markdown", "The arms, each against the baseline, with paired differences over seeds."),

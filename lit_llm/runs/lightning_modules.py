@@ -97,9 +97,7 @@ class LitExperiment(LitModel):
         mean_loss.update(nats_of(self.model, batch))
         self.log(f"{SPLITS[split]}{OBJECTIVE_LOSS.name}", mean_loss, on_step=False, on_epoch=True)
 
-    def transfer_batch_to_device(
-        self, batch: Batch | Evaluate, device: torch.device, dataloader_idx: int
-    ) -> Batch | Evaluate:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         if not isinstance(batch, Batch):  # an evaluation moves its own batches, one at a time
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)

@@ -192,7 +192,7 @@ def _factory(part: str | Mapping[str, Any]) -> Callable[..., Any]:
         raise InputError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise InputError(f"{name} is no class or function, but {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _made(part: Part, folder: Path) -> Any:

@@ -129,7 +129,7 @@ class LitModel(L.LightningModule):
             self.model.float().load_state_dict(masters.state_dict())
         return self.model
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch.to(device, non_blocking=True)
 
     def on_train_start(self) -> None:

@@ -71,7 +71,7 @@ class Shown:
 def test_a_notebook_shows_the_live_view_in_one_place_without_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Shown()
     module = types.ModuleType("IPython.display")
-    module.display, module.HTML = shown.display, lambda html: html
+    vars(module).update(display=shown.display, HTML=lambda html: html)
     monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", module)
     progress = Progressing(Console(force_jupyter=True, quiet=True))

@@ -281,8 +281,10 @@ def _stage_link(stage: Stage, file: str, folder: Path) -> Link:
     return Link(file, f"{quote(os.path.relpath(stage.folder, folder.absolute()))}/{inside}")
 
 
-PROVENANCE = ("version", "code", "torch", "python", "device", "precision", "kernels", "threads", "devices", "strategy")
-PROVENANCE = (*PROVENANCE, "trainer")
+PROVENANCE = (
+    *("version", "code", "torch", "python", "device", "precision", "kernels", "threads", "devices", "strategy"),
+    "trainer",
+)
 
 
 def _reproduce(ablation: Ablation, seen: Sequence[RunWithResult], store: Store) -> Section:
