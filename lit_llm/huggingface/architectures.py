@@ -221,5 +221,5 @@ def nearest(model: ResolvedModel, tokens: SpecialTokens) -> tuple[Architecture, 
 
 
 def _by_layer(model: ResolvedModel) -> dict[str, Any]:
-    plain = model.model_dump(mode="json")
+    plain = model.model_dump(mode="json", exclude={"initialisation"})  # weights that are there do not depend on it
     return plain | {side: {str(i): layer for i, layer in enumerate(plain[side])} for side in ("encoder", "decoder")}

@@ -1,0 +1,94 @@
+"""The coordinate check: which activations depend on width and depth under which parametrization."""
+
+import json
+from fractions import Fraction
+
+import pytest
+
+from lit_llm.config.problems import InputError
+from lit_llm.experiment.load import load_experiment
+from lit_llm.models.resolve import resolve_model
+from lit_llm.runs.coordinates import Coordinate, at_depth, at_width, measure_coordinates
+from lit_llm.statistics.coordinate_slopes import part_slopes
+from tests.commands import lit_llm
+
+SMALL = ["model.d_model=32", "model.feed_forward.d_ff=64", "model.attention.heads=2"]
+SMALL += ["pretrain.data.sequence_length=32", "pretrain.data.batch_size=8"]
+KINDS = {
+    "standard": [],
+    "mup": ["model.parametrization={kind: mup, base_width: 32, base_head_dim: 16}"],
+    "completep": ["model.parametrization={kind: completep, base_width: 32, base_depth: 2, base_head_dim: 16}"],
+}
+
+
+def small(preset, kind="standard", *overrides):
+    return load_experiment(preset, [*SMALL, *KINDS[kind], *overrides])
+
+
+def verdicts(sized, steps=3, seeds=(0, 1)):
+    return {one.part: one.verdict for one in part_slopes(measure_coordinates(sized, steps, seeds))}
+
+
+def test_all_widths_follow_d_model_and_heads_or_their_size_too():
+    experiment = small("redllm-tiny", "standard", "model.encoder.d_model=48", "model.tie_embeddings=none")
+    for grow, heads, head_dim in (("heads", 4, 16), ("head_dim", 2, 32)):
+        model = resolve_model(at_width(experiment, 64, grow).experiment.model)
+        attention, network = model.decoder[0].self_attention, model.encoder[0].feed_forward
+        assert (model.d_model, model.width("encoder"), network.d_ff) == (64, 96, 128)
+        assert (attention.heads, attention.head_dim) == (heads, head_dim)
+    deeper = at_depth(experiment, Fraction(3, 2))
+    assert (deeper.size, len(resolve_model(deeper.experiment.model).encoder)) == (6, 3)
+    with pytest.raises(InputError, match="heads 2 times 3/4 is 1.5"):
+        at_width(experiment, 24)
+
+
+def test_slopes_are_those_of_planted_powers():
+    measured = [
+        Coordinate("width", size, seed, step, "part", size**0.5 * (1 + step) * (1 + 0.01 * seed), size**-1.0)
+        for size in (32, 64, 256)
+        for seed in (0, 1)
+        for step in (0, 1)
+    ]
+    (slopes,) = part_slopes(measured)
+    assert slopes.first.value == pytest.approx(0.5)
+    assert slopes.last.value == pytest.approx(0.5)
+    assert slopes.change.value == pytest.approx(-1)
+    assert 0 < slopes.last.half < 0.05
+    assert slopes.verdict == "grows"
+
+
+@pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])
+def test_changes_grow_with_the_width_under_standard_and_not_under_mup(preset):
+    widths = (32, 64, 128)
+    standard, mup = (
+        verdicts([at_width(small(preset, kind), width) for width in widths]) for kind in ("standard", "mup")
+    )
+    assert {"logits", "decoder feed_forward", "decoder self_attention", "decoder residual stream"} <= {
+        part for part, verdict in standard.items() if verdict == "grows"
+    }
+    assert {part: verdict for part, verdict in mup.items() if verdict} == {}
+
+
+def test_the_residual_stream_grows_with_the_depth_under_mup_and_not_under_completep():
+    mup, completep = (
+        verdicts([at_depth(small("decllm-tiny", kind, "model.decoder.layers=2"), Fraction(n)) for n in (1, 2, 4)])
+        for kind in ("mup", "completep")
+    )
+    assert mup["decoder residual stream"] == "grows"
+    assert completep["decoder residual stream"] == ""
+
+
+def test_the_command_prints_a_table_json_and_a_figure(tmp_path):
+    options = [word for each in (*SMALL, "pretrain.training.optimizer.lr=0.01") for word in ("-o", each)]
+    line = ["coordinates", "decllm-tiny", *options, "--widths", "32,64", "--seeds", "1", "--steps", "1"]
+    printed = lit_llm(*line, "--figure", tmp_path / "check")
+    assert printed.returncode == 0, printed.stderr
+    assert "decoder feed_forward" in printed.stdout
+    assert "training 2 of 2: width 64, seed 0" in printed.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["check.png", "check.svg"]
+    content = json.loads(lit_llm(*line, "--json").stdout)
+    assert {one["part"] for one in content["coordinates"]} == {one["part"] for one in content["parts"]}
+    assert {one["size"] for one in content["coordinates"]} == {32, 64}
+    for wrong, message in (("32", "two different sizes"), ("a,b", "no list of numbers"), ("32,33", "no whole number")):
+        refused = lit_llm(*line[:-6], "--widths", wrong)
+        assert (refused.returncode, message in refused.stderr) == (2, True)
