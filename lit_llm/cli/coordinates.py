@@ -5,30 +5,34 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from fnmatch import fnmatch
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from lit_llm.cli.app import app
-from lit_llm.cli.options import AsJson, ExperimentArgument, Overrides, console
-from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.cli.options import AsJson, Overrides, StudyArgument, console
+from lit_llm.config.problems import InputError, Problem, did_you_mean, some
+from lit_llm.report.tables.table import slug
 
 if TYPE_CHECKING:
     from lit_llm.experiment.schema import Experiment
     from lit_llm.runs.coordinates import Sized
 
 FACTORS = (Fraction(1, 2), Fraction(1), Fraction(2), Fraction(4))
-"""Widths over the experiment's, without --widths and --depths."""
+"""Widths over an arm's, without --widths and --depths."""
 
 
 @app.command()
 def coordinates(
-    experiment: ExperimentArgument,
+    study: StudyArgument,
     override: Overrides = None,
+    only: Annotated[str | None, typer.Option(metavar="GLOB", help="Only arms whose name matches, e.g. 'red*'.")] = None,
     widths: Annotated[
-        str | None, typer.Option(metavar="D,D,...", help="Values of d_model; by default 1/2, 1, 2 and 4 times its own.")
+        str | None,
+        typer.Option(metavar="D,D,...", help="Values of d_model; by default 1/2, 1, 2 and 4 times an arm's."),
     ] = None,
     depths: Annotated[
         str | None,
@@ -48,9 +52,12 @@ def coordinates(
     head_dim, follow d_model. Example: lit-llm coordinates redllm-tiny -o model.parametrization='{kind: mup, base_width:
     64, base_head_dim: 16}' --figure coordinates
     """
-    from lit_llm.experiment.load import load_experiment
+    from lit_llm.studies.load import load_study
 
-    planned = load_experiment(experiment, override or ())
+    loaded = load_study(study, override or ())
+    chosen = [arm for arm in loaded.arms if only is None or fnmatch(arm.name, only)]
+    if not chosen:
+        raise InputError(Problem(f"no arm is named like {only!r}: {some([arm.name for arm in loaded.arms])}", "--only"))
     if grow not in ("heads", "head_dim"):
         raise InputError(Problem(f"{grow!r} is unknown{did_you_mean(grow, ('heads', 'head_dim'))}", "--grow"))
     given = _numbers(widths, "--widths", Fraction(1)), _numbers(depths, "--depths", Fraction(1, 64))
@@ -59,32 +66,37 @@ def coordinates(
             figure.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(Problem(f"{figure.parent} cannot be written to: {error.strerror}", "--figure")) from None
-    sized = _sizes(planned, given, cast(Literal["heads", "head_dim"], grow))
+    sizes = {arm.name: _sizes(arm.experiment, given, cast(Literal["heads", "head_dim"], grow)) for arm in chosen}
     from lit_llm.report.tables.coordinates import conclusion, coordinate_tables
+    from lit_llm.report.tables.table import stacked
     from lit_llm.runs.coordinates import measure_coordinates
     from lit_llm.statistics.coordinate_slopes import part_slopes
 
-    def log(done: int, name: str) -> None:
-        print(f"training {done + 1} of {len(sized) * seeds}: {name}", file=sys.stderr, flush=True)
+    screen, content = console(), list[dict[str, Any]]()
+    for arm in chosen:
+        sized = sizes[arm.name]
 
-    measured = measure_coordinates(sized, steps, range(seeds), log)
-    slopes = part_slopes(measured)
+        def log(done: int, name: str, arm: str = arm.name, models: int = len(sized) * seeds) -> None:
+            print(f"{arm}: training {done + 1} of {models}: {name}", file=sys.stderr, flush=True)
+
+        measured = measure_coordinates(sized, steps, range(seeds), log)
+        slopes = part_slopes(measured)
+        if as_json:
+            parts = [asdict(one) | {"verdict": one.verdict} for one in slopes]
+            content.append({"arm": arm.name, "parts": parts, "coordinates": [asdict(one) for one in measured]})
+        else:
+            screen.print(*stacked(coordinate_tables(slopes, steps, arm.name), screen.width), sep="\n")
+            screen.print(conclusion(slopes), soft_wrap=True, highlight=False)
+        if figure is not None:
+            from lit_llm.report.figures.coordinates import coordinate_figure
+            from lit_llm.report.figures.style import save
+
+            title = f"{arm.name}, {arm.experiment.model.parametrization.kind} parametrization"
+            path = figure if len(chosen) == 1 else figure.with_name(f"{figure.name}-{slug(arm.name)}")
+            files = save(coordinate_figure(measured, title), path, pdf=False)
+            print(f"figure: {', '.join(map(str, files))}", file=sys.stderr)
     if as_json:
-        parts = [asdict(one) | {"verdict": one.verdict} for one in slopes]
-        print(json.dumps({"steps": steps, "parts": parts, "coordinates": [asdict(one) for one in measured]}, indent=1))
-    else:
-        from lit_llm.report.tables.table import stacked
-
-        screen = console()
-        screen.print(*stacked(coordinate_tables(slopes, steps), screen.width), sep="\n")
-        screen.print(conclusion(slopes), soft_wrap=True, highlight=False)
-    if figure is not None:
-        from lit_llm.report.figures.coordinates import coordinate_figure
-        from lit_llm.report.figures.style import save
-
-        title = f"{Path(experiment).stem}, {planned.model.parametrization.kind} parametrization"
-        files = save(coordinate_figure(measured, title), figure, pdf=False)
-        print(f"figure: {', '.join(map(str, files))}", file=sys.stderr)
+        print(json.dumps({"study": loaded.study.study, "steps": steps, "arms": content}, indent=1))
 
 
 def _numbers(text: str | None, option: str, least: Fraction) -> list[Fraction]:

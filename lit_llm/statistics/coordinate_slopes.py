@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from lit_llm.runs.coordinates import Coordinate
+if TYPE_CHECKING:
+    from lit_llm.runs.coordinates import Coordinate
 
 CLEAR = 0.25
 """Slope beyond which a part breaks: a factor of 1.4 for four times the size."""

@@ -84,9 +84,9 @@ def test_the_command_prints_a_table_json_and_a_figure(tmp_path):
     printed = lit_llm(*line, "--figure", tmp_path / "check")
     assert printed.returncode == 0, printed.stderr
     assert "decoder feed_forward" in printed.stdout
-    assert "training 2 of 2: width 64, seed 0" in printed.stderr
+    assert "decllm-tiny: training 2 of 2: width 64, seed 0" in printed.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["check.png", "check.svg"]
-    content = json.loads(lit_llm(*line, "--json").stdout)
+    (content,) = json.loads(lit_llm(*line, "--json").stdout)["arms"]
     assert {one["part"] for one in content["coordinates"]} == {one["part"] for one in content["parts"]}
     assert {one["size"] for one in content["coordinates"]} == {32, 64}
     for wrong, message in (("32", "two different sizes"), ("a,b", "no list of numbers"), ("32,33", "no whole number")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lit_llm.report import text
 from lit_llm.report.figures.lines import Line, Panel, line_figure
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ def coordinate_figure(measured: Sequence[Coordinate], title: str) -> Figure:
     for axis, part in dict.fromkeys((one.axis, one.part) for one in measured):
         of_part = [one for one in measured if (one.axis, one.part) == (axis, part)]
         steps = sorted({one.step for one in of_part})
-        lines = {f"after {step} steps": [_line([one for one in of_part if one.step == step])] for step in steps}
+        lines = {
+            f"after {text.several(step, 'step')}": [_line([one for one in of_part if one.step == step])]
+            for step in steps
+        }
         sizes = sorted({one.size for one in of_part})
         panels.append(Panel(part, LABELS[axis], "root mean square", lines, log="xy", ticks=sizes))
     return line_figure(title, panels, 1.6)

@@ -11,8 +11,8 @@ from lit_llm.statistics.coordinate_slopes import CLEAR, PartSlopes, Slope
 VERDICTS = {"": "", "grows": "breaks: grows", "vanishes": "breaks: change vanishes"}
 
 
-def coordinate_tables(slopes: Sequence[PartSlopes], steps: int) -> list[Table]:
-    """A table for each axis, with a row for each part."""
+def coordinate_tables(slopes: Sequence[PartSlopes], steps: int, name: str) -> list[Table]:
+    """A table for each axis, with a row for each part. name: that of the arm."""
     head = ["part", "at the start", f"after {text.several(steps, 'step')}", "of the change", "verdict"]
     notes = (
         "slope of the logarithm of the root mean square over that of the size, with its 95% interval over sizes and "
@@ -27,7 +27,7 @@ def coordinate_tables(slopes: Sequence[PartSlopes], steps: int) -> list[Table]:
             for one in slopes
             if one.axis == axis
         ]
-        tables.append(Table(f"coordinates-{axis}", f"activations by {axis}", head, rows, len(head), notes))
+        tables.append(Table(f"coordinates-{axis}", f"{name}: activations by {axis}", head, rows, len(head), notes))
     return tables
 
 
