@@ -14,7 +14,7 @@ import typer
 
 from lit_llm.cli.app import app
 from lit_llm.cli.options import AsJson, Overrides, StudyArgument, console
-from lit_llm.config.problems import InputError, Problem, did_you_mean, some
+from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.report.tables.table import slug
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def coordinates(
     loaded = load_study(study, override or ())
     chosen = [arm for arm in loaded.arms if only is None or fnmatch(arm.name, only)]
     if not chosen:
-        raise InputError(Problem(f"no arm is named like {only!r}: {some([arm.name for arm in loaded.arms])}", "--only"))
+        raise InputError(
+            Problem(f"no arm matches {only!r}{did_you_mean(only or '', [arm.name for arm in loaded.arms])}", "--only")
+        )
     if grow not in ("heads", "head_dim"):
         raise InputError(Problem(f"{grow!r} is unknown{did_you_mean(grow, ('heads', 'head_dim'))}", "--grow"))
     given = _numbers(widths, "--widths", Fraction(1)), _numbers(depths, "--depths", Fraction(1, 64))

@@ -35,7 +35,8 @@ from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 Axis = Literal["width", "depth"]
 Grow = Literal["heads", "head_dim"]
 PROBED_ROWS, PROBED_POSITIONS = 4, 256
-"""Sequences of the batch whose activations are kept, and positions of them whose logits are."""
+"""Sequences of the batch whose activations are kept, and positions of them whose targets' logits are. The logits of all
+other tokens would hide those: few of their updates add up."""
 EMBEDDING, LOGITS = "embedding", "logits"
 
 
@@ -117,6 +118,19 @@ def _with_model(experiment: Experiment, values: Mapping[str, Any]) -> Experiment
     return experiment.model_copy(update={"model": model})
 
 
+class ZipfBatches(RandomBatches):
+    """Batches of random tokens with frequencies like those of words, 1 / rank (Zipf's law).
+
+    As in text, gradients then have directions in common, along which updates add up.
+    """
+
+    def _ids(self, size: int | tuple[int, int]) -> Any:
+        import numpy as np
+
+        shares = 1.0 / np.arange(1, self.vocabulary - 1)
+        return 2 + self.random.choice(self.vocabulary - 2, size=size, p=shares / shares.sum())
+
+
 # --- measurement -----------------------------------------------------------------------------------------------------
 
 
@@ -125,7 +139,7 @@ def measure_coordinates(
 ) -> list[Coordinate]:
     """The coordinates of every part, at each size and seed, before training and after each step.
 
-    A model trains on one batch of random tokens at its peak learning rate: no warm-up, clipping or dropout, in float32.
+    A model trains on one batch of `ZipfBatches` at its peak learning rate: no warm-up, clipping or dropout, in float32.
     log: called with the number of trained models and the name of the next one.
     """
     measured = list[Coordinate]()
@@ -138,7 +152,7 @@ def measure_coordinates(
 
 def _measure(one: Sized, steps: int, seed: int) -> Iterator[Coordinate]:
     model = build_model(one.experiment.model, seed=seed)
-    batch = RandomBatches(one.experiment, "pretrain")[0]
+    batch = ZipfBatches(one.experiment, "pretrain")[0]
     probe = next(batch.micro_batches(PROBED_ROWS))
     optimizer = build_optimizer(one.experiment.pretrain.training.optimizer, model)
     set_learning_rate(optimizer.param_groups, 1.0)
@@ -172,7 +186,9 @@ def _activations(model: LanguageModel, probe: Batch) -> dict[str, list[Tensor]]:
     model.eval()
     with _kept_outputs(model, kept):
         hidden_BTD = model.hidden(**probe.inputs)
-    kept[LOGITS].append(model.logits(hidden_BTD.flatten(0, 1)[probe.places[:PROBED_POSITIONS]]))
+    places_N = probe.places[:PROBED_POSITIONS]
+    logits_NV = model.logits(hidden_BTD.flatten(0, 1)[places_N])
+    kept[LOGITS].append(logits_NV.gather(1, probe.targets.flatten()[places_N, None]))
     model.train()
     return dict(kept)
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from lit_llm.runs.coordinates import Coordinate
 
+RESIDUAL_STREAM = "residual stream"
+"""End of the name of a stack's last state before its norm."""
 CLEAR = 0.25
 """Slope beyond which a part breaks: a factor of 1.4 for four times the size."""
 
@@ -47,12 +49,14 @@ class PartSlopes:
     def verdict(self) -> Literal["", "grows", "vanishes"]:
         """How the part breaks, or ''.
 
-        Activations may fall with the size, as logits at the start do in mup: their changes may not.
+        Activations may fall with the size, as logits at the start do in mup: their changes may not. By depth the change
+        of the residual stream may: it is the sum of more branches, divided by their number, and begins at random.
         """
         judged = [slope for slope in (self.last, self.change) if slope is not None]
         if any(slope.clear > 0 for slope in judged):
             return "grows"
-        return "vanishes" if self.change is not None and self.change.clear < 0 else ""
+        averaged = self.axis == "depth" and self.part.endswith(RESIDUAL_STREAM)
+        return "vanishes" if self.change is not None and self.change.clear < 0 and not averaged else ""
 
 
 def part_slopes(measured: Sequence[Coordinate]) -> list[PartSlopes]:
