@@ -169,7 +169,7 @@ def _measure(one: Sized, steps: int, seed: int) -> Iterator[Coordinate]:
 
 def _train(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
     losses = target_loss(model.hidden(**batch.inputs), model.unembedding, (batch.targets, batch.places))
-    (losses.objective / batch.total).backward()  # type: ignore[no-untyped-call]
+    (losses.objective / batch.total).backward()
     optimizer.step()
     optimizer.zero_grad()
 
