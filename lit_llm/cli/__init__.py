@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from lit_llm.cli import studies, diff, overview, noise, sweeps, places, trained, tools, bench  # noqa: F401
+from lit_llm.cli import studies, diff, overview, noise, sweeps, places, trained, tools, bench, coordinates  # noqa: F401
 from lit_llm.cli.app import app
 from lit_llm.config.problems import InputError
 from lit_llm.launch import stopped_as_by_ctrl_c

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from lit_llm.config.section import Section
 
@@ -18,6 +18,11 @@ FLOAT32, BFLOAT16 = 4, 2
 """Bytes per number."""
 
 TensorShape = tuple[int, ...]
+
+MatrixKind = Literal["query", "key", "value", "up", "out", "hidden", "table"]
+"""Role of a part's parameter of two dimensions, for initial values and learning rates. query, key, value: they make an
+attention's heads; up: it reads the stream for a feed-forward network; out: its output is added to the residual stream;
+table: rows by index, no product; hidden: any other matrix."""
 
 
 class Widths(NamedTuple):
@@ -161,6 +166,19 @@ class Part(Section):
     def settings(self) -> dict[str, Any]:
         """{key: value} of all settings, including those that a dump leaves out since they have no effect."""
         return {key: getattr(self, key) for key in type(self).model_fields}
+
+    def matrix_kind(self, name: str) -> MatrixKind:
+        """Role of one of its matrices, a name in `shapes` or `stack_shapes`."""
+        return "hidden"
+
+    @property
+    def source_matrices(self) -> tuple[str, ...]:
+        """Names of the matrices that read the encoder's output, whose width may differ from the row's."""
+        return ()
+
+    def at_base_head_dim(self, base: int) -> Self:
+        """The part with scores that fall as 1 / head_dim, and are the same where head_dim is `base`."""
+        return self
 
     @property
     def without_flex(self) -> str | None:

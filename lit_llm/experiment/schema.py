@@ -27,6 +27,7 @@ from lit_llm.objectives.config import (
     misfit,
 )
 from lit_llm.training.config import DistillConfig, TrainingConfig
+from lit_llm.training.optimizers.multipliers import optimizer_problem
 
 
 def _micro_batch_problems(training: TrainingConfig, batch_size: int) -> Iterator[tuple[str, str]]:
@@ -172,6 +173,8 @@ class Pretrained(Section):
             yield "model.vocabulary", message
         if problem := misfit(objective, family):
             yield "pretrain.objective", problem
+        if problem := optimizer_problem(self.model.parametrization, self.pretrain.training.optimizer):
+            yield "pretrain.training.optimizer", problem
         if isinstance(objective, CausalLM) and (part := resolve_model(self.model).reads_marked):
             message = (
                 f"causal_lm has no source for {part} to read, and a window that were its own source would "
@@ -355,6 +358,8 @@ class Experiment(Pretrained):
             findings += self._needs_text()
         if self.finetune is not None:
             findings += _prefix_problems("finetune", self.finetune.masks, self.model)
+            if problem := optimizer_problem(self.model.parametrization, self.finetune.training.optimizer):
+                findings.append(("finetune.training.optimizer", problem))
         if self.evaluate is not None:
             problems = self.evaluate.problems(self.pretrain.data.sequence_length)
             findings += [(f"evaluate.{key}", message) for key, message in problems]

@@ -19,6 +19,7 @@ from lit_llm.huggingface.tensor_names import Names
 from lit_llm.huggingface.to_config import SpecialTokens
 from lit_llm.models.config import ModelConfig
 from lit_llm.models.resolve import Layer, ResolvedModel, resolve_model
+from lit_llm.models.scaling import output_multiplier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -221,5 +222,7 @@ def nearest(model: ResolvedModel, tokens: SpecialTokens) -> tuple[Architecture, 
 
 
 def _by_layer(model: ResolvedModel) -> dict[str, Any]:
-    plain = model.model_dump(mode="json")
+    # Weights that are there do not depend on the initial ones; the factor of T5's tied logits does.
+    unused = {"initialisation"} if output_multiplier(model) == 1 else set()
+    plain = model.model_dump(mode="json", exclude=unused)
     return plain | {side: {str(i): layer for i, layer in enumerate(plain[side])} for side in ("encoder", "decoder")}

@@ -141,7 +141,7 @@ def altered(target: ResolvedModel, sources: Sources) -> tuple[Altered, ...]:
             if {*places} == {where for where in compared if where.endswith(general)}:
                 changes[key, before, after] = {general: None}
     for source in {id(source): source for source in sources.values()}.values():
-        for part in ("norm", "embedding", "output"):
+        for part in ("norm", "embedding", "output", "residual", "parametrization"):
             for change in _differing_settings(getattr(source, part), getattr(target, part)):
                 changes.setdefault(change, {})[part] = None
     return tuple((f"{place}.{key}", old, new) for (key, old, new), places in changes.items() for place in places)

@@ -19,6 +19,7 @@ from lit_llm.models.decoder_decoder import DecoderDecoder
 from lit_llm.models.families import DecoderOnly, EncoderDecoder, EncoderOnly, LanguageModel
 from lit_llm.models.parameters import parameter_shapes
 from lit_llm.models.resolve import ResolvedModel, resolve_model
+from lit_llm.models.scaling import initial_deviations
 
 
 def build_model(config: ModelConfig | ResolvedModel, seed: int = 0, device: str = "cpu") -> LanguageModel:
@@ -78,21 +79,21 @@ FAMILIES: dict[str, Callable[[ResolvedModel], LanguageModel]] = {
 def initialise(model: LanguageModel, seed: int) -> None:
     """Fill the parameters with initial values.
 
-    Scales begin at one, biases of matrices at zero, matrices with N(0, 1 / fan-in), embeddings and tables of relative
-    biases with N(0, 1 / d_model), as in T5. A module's `initial_std` overrides its matrices' standard deviation.
+    Scales begin at one, biases at zero, matrices and tables with the deviations of `initial_deviations`. A module's
+    `initial_std` overrides its matrices' standard deviation, and its `initial_value` that of its vectors.
 
-    The standard deviation depends on a matrix's shape and not on the depth, so that stacks of different depth share
-    their layers' values.
+    By default the standard deviation depends on a matrix's shape and not on the depth, so that stacks of different
+    depth share their layers' values.
     """
+    deviations = initial_deviations(model.config)
     for path, module in model.named_modules():
         for local_name, parameter in module.named_parameters(recurse=False):
             name = f"{path}.{local_name}".lstrip(".")
             if parameter.dim() < 2:
-                parameter.fill_(0.0 if local_name in ("bias", "output_bias") else 1.0)
+                initial = getattr(module, "initial_value", 1.0)
+                parameter.fill_(0.0 if local_name in ("bias", "output_bias") else initial)
                 continue
-            # One formula: an embedding's rows are d_model wide, and a linear layer's fan-in is its last dimension.
-            # Other tables set `initial_std`.
-            deviation = getattr(module, "initial_std", parameter.shape[-1] ** -0.5)
+            deviation = getattr(module, "initial_std", deviations[name])
             parameter.normal_(0.0, deviation, generator=generator(seed, name))
 
 

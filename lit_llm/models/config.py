@@ -9,12 +9,13 @@ from pydantic import model_validator
 from lit_llm.config.section import OneOf, config_error
 from lit_llm.models import sections
 from lit_llm.models.resolve import resolution_problems
+from lit_llm.models.scaling import scaling_problems
 
 M = TypeVar("M", bound=sections.AnyModel)
 
 
 def _can_be_built(model: M) -> M:
-    findings = [*resolution_problems(model)]
+    findings = [*resolution_problems(model)] or [*scaling_problems(model)]
     if findings:
         raise config_error(*dict.fromkeys(findings))
     return model

@@ -15,6 +15,7 @@ from lit_llm.components.forward_context import ForwardContext, SourceInput
 from lit_llm.components.masks import AttentionMask
 from lit_llm.components.norm.module import Norm
 from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.scaling import embedding_multiplier, output_multiplier
 from lit_llm.models.stacks import Stack
 
 
@@ -43,7 +44,8 @@ class LanguageModel(nn.Module, ABC):
     def unembedding(self) -> Unembedding:
         """Maps hidden states to logits."""
         weight_VD = self.embedding.weight if self.output is None else self.output.weight
-        return Unembedding(weight_VD, self.output_bias, self.config.output.softcap, self.head, self.compiled_terms)
+        multiplier, softcap = output_multiplier(self.config), self.config.output.softcap
+        return Unembedding(weight_VD, self.output_bias, softcap, self.head, self.compiled_terms, multiplier)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """B x T ids -> B x T x D, the input of the first layer."""
@@ -60,7 +62,7 @@ class LanguageModel(nn.Module, ABC):
 def _embed(tokens: Tensor, table: nn.Embedding, norm: Norm | None, config: ResolvedModel) -> Tensor:
     x = cast(Tensor, table(tokens))
     if config.embedding.scaled:
-        x = x * table.embedding_dim**0.5
+        x = x * embedding_multiplier(config, table.embedding_dim)
     return x if norm is None else norm(x)
 
 

@@ -70,5 +70,7 @@ def _layer(layer: Layer, model: ResolvedModel, side: str, first: bool) -> dict[s
         before = norm.before and not (first and norm.skip_first and number == 0)
         shapes |= _norm(f"{name}_norm", norm, widths.row, before)
         shapes |= _norm(f"{name}_post_norm", norm, widths.row, norm.after or norm.placement == "post")
+        if (branch := model.residual.branch_shape(widths.row)) is not None:
+            shapes[f"{name}_branch.scale"] = branch
         shapes |= {f"{name}.{inner}": shape for inner, shape in part.shapes(widths).items()}
     return shapes

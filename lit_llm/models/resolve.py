@@ -6,21 +6,26 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, InstanceOf, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
 
 from lit_llm.components.attention.resolved import Place, ResolvedAttention, resolve_attention
 from lit_llm.components.embedding.config import EmbeddingConfig, OutputConfig
 from lit_llm.components.feed_forward.config import FeedForwardConfig
+from lit_llm.components.initialisation.config import FanIn, Initialisation
 from lit_llm.components.norm.config import NormConfig
+from lit_llm.components.parametrization.config import Parametrization
 from lit_llm.components.part import Defaults, Part, Widths
 from lit_llm.components.registry import COMPONENTS
+from lit_llm.components.residual.config import AnyResidual, Residual
 from lit_llm.config.section import Items, Section, set_fields
 from lit_llm.config.tree import KIND
 
 if TYPE_CHECKING:
     from lit_llm.models.sections import AnyModel
+
+P = TypeVar("P", bound=Part)
 
 STACKS = ("encoder", "decoder", "self_decoder", "cross_decoder")
 """Keys of the stacks of layers of all families."""
@@ -73,6 +78,9 @@ class ResolvedModel(Section):
     norm: NormConfig
     embedding: EmbeddingConfig = Field(EmbeddingConfig(), exclude_if=lambda value: value == EmbeddingConfig())
     output: OutputConfig = Field(OutputConfig(), exclude_if=lambda value: value == OutputConfig())
+    residual: AnyResidual = Field(Residual(), exclude_if=lambda value: value == Residual())
+    initialisation: Initialisation = Field(FanIn(), exclude_if=lambda value: value == FanIn())
+    parametrization: Parametrization = Field(Parametrization(), exclude_if=lambda value: value == Parametrization())
     encoder_d_model: int | None = Field(None, exclude_if=lambda value: value is None)
     """The encoder's width, where it differs from `d_model`."""
     encoder: Items[Layer]
@@ -132,6 +140,8 @@ def not_analysed(model: ResolvedModel) -> str:
         return f"the cross-decoder's layers have no keys and values of their own; {shows}"
     if not model.norm.before or model.norm.skip_first:
         return f"norm.placement {model.norm.placement} (skip_first: {model.norm.skip_first}); {shows}"
+    if model.residual != Residual() or model.parametrization.kind == "completep":
+        return f"the analysis does not see what a branch is multiplied by before it is added; {shows}"
     for name, component in COMPONENTS.items():
         if component.role != "feed_forward" and any(layer.part(name) for layer in model.layers):
             return f"the analysis does not see {name}; {shows}"
@@ -159,6 +169,7 @@ def resolve_model(config: AnyModel) -> ResolvedModel:
 
 def _resolve(config: AnyModel) -> ResolvedModel:
     encoder, *decoder = (_layers(config, side) for side in STACKS)
+    widths, depths = {config.d_model, _width(config, "encoder")}, {len(encoder), sum(map(len, decoder))} - {0}
     return ResolvedModel(
         family=config.family,
         d_model=config.d_model,
@@ -167,6 +178,9 @@ def _resolve(config: AnyModel) -> ResolvedModel:
         norm=config.norm,
         embedding=config.embedding,
         output=config.output,
+        residual=config.residual,
+        initialisation=config.initialisation,
+        parametrization=config.parametrization.resolved(widths, depths),
         encoder_d_model=_width(config, "encoder") if _width(config, "encoder") != config.d_model else None,
         encoder=encoder,
         decoder=tuple(layer for layers in decoder for layer in layers),
@@ -234,7 +248,8 @@ def _component(config: Any, side: str, index: int, key: str) -> Part | None:
         values |= set_fields(section)
     attention, feed_forward = (_fields(default) for default in (config.attention, config.feed_forward))
     try:
-        return COMPONENTS[key].resolve(values, Defaults(attention, feed_forward, _width(config, side)))
+        part = COMPONENTS[key].resolve(values, Defaults(attention, feed_forward, _width(config, side)))
+        return _with_scores(part, config)
     except ValueError:
         raise
     except Exception as error:  # another package's own code
@@ -248,6 +263,12 @@ SELF_ATTENTION_KEY = {
     "cross_decoder": "cross_attention",
 }
 """{stack: key of its layers' attention within the row}, which becomes `Layer.self_attention`."""
+
+
+def _with_scores(part: P, config: Any) -> P:
+    """The part with its attention scores as the model's parametrization has them."""
+    rules: Parametrization = config.parametrization
+    return part if rules.kind == "standard" else part.at_base_head_dim(rules.base_head_dim)
 
 
 def _cross_attention_mode(config: Any, side: str, index: int) -> str:
@@ -267,7 +288,7 @@ def _attention(config: Any, side: str, index: int, name: str) -> ResolvedAttenti
     place: Place = "merged" if _cross_attention_mode(config, side, index) == "merged" else "self"
     if name == "cross_attention":
         place = "shared" if side == "cross_decoder" else "cross"
-    return resolve_attention(values, _width(config, side), place)
+    return _with_scores(resolve_attention(values, _width(config, side), place), config)
 
 
 def _levels(stack: Any, side: str, index: int) -> list[tuple[str, Any]]:

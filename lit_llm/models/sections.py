@@ -14,8 +14,11 @@ from pydantic import Field, create_model
 from lit_llm.components.attention.config import AttentionConfig, AttentionOverride
 from lit_llm.components.embedding.config import EmbeddingConfig, OutputConfig
 from lit_llm.components.feed_forward.config import FeedForwardConfig, FeedForwardOverride
+from lit_llm.components.initialisation.config import FanIn, Initialisation
 from lit_llm.components.norm.config import NormConfig
+from lit_llm.components.parametrization.config import Parametrization
 from lit_llm.components.registry import COMPONENTS, components_of
+from lit_llm.components.residual.config import AnyResidual, Residual
 from lit_llm.config.section import OneOf, Section
 
 S = TypeVar("S", bound=Section)
@@ -170,6 +173,12 @@ class _Shared(Section):
     """Embedding: its scale and its norm before the first layer."""
     output: OutputConfig = OutputConfig()
     """Head from the last layer's states to logits."""
+    residual: AnyResidual = Residual()
+    """Scaling of the residual connections."""
+    initialisation: Initialisation = FanIn()
+    """Initial values."""
+    parametrization: Annotated[Parametrization, OneOf(default=Parametrization)] = Parametrization()
+    """How initial values, learning rates and multipliers follow width and depth."""
 
 
 class DecoderModel(_Shared):

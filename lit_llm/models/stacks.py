@@ -15,7 +15,9 @@ from lit_llm.components.kv_cache import Cache, StackCache
 from lit_llm.components.layer_part import LayerPart, build_part
 from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.norm.module import Norm
+from lit_llm.components.residual.module import BranchScale
 from lit_llm.models.resolve import Layer, ResolvedModel
+from lit_llm.models.scaling import residual_factors
 
 
 class Block(nn.Module):
@@ -23,7 +25,8 @@ class Block(nn.Module):
     x ─┬─ norm ─ self_attention ─ drop ─(+)─┬─ norm ─ cross_attention ─ drop ─(+)─┬─ norm ─ feed_forward ─ drop ─(+)─▶
        └─────────────────────────────────┘  │        ▲ encoder_BSD             │  └────────────────────────────────┘
                                             └──────────────────────────────────┘
-    Each part reads the residual stream, and its output is added to it; the layer's configuration lists the parts.
+    Each part reads the residual stream, and its output is added to it; the layer's configuration lists the parts. With
+    `residual` or completep (+) is a x + b g * f(x): constants a and b from the depth, and a learned factor g.
 
     The drawing shows `norm.placement: pre`. The other placements, for each part f:
 
@@ -42,7 +45,12 @@ class Block(nn.Module):
         """Names of the parts' modules, in the order in which they act."""
         for number, (name, part) in enumerate(layer.parts):
             self._norms(name, norm, widths.row, skip=first and number == 0 and norm.skip_first)
+            branch = model.residual.branch_shape(widths.row)
+            scale = None if branch is None else BranchScale(branch, model.residual.initial)
+            self.add_module(f"{name}_branch", scale)
             self.add_module(name, build_part(part, widths, causal=side == "decoder"))
+        self.stream_factor, self.branch_factor = residual_factors(model, side)
+        """Factors of the residual stream and of each branch, where they are added."""
         self.dropout = nn.Dropout(0.0)
 
     def part(self, name: str) -> LayerPart:
@@ -78,10 +86,17 @@ class Block(nn.Module):
         return cast_once(x_BTD if norm is None else norm(x_BTD))
 
     def _add_output(self, part: str, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
+        norm, scale = self.norm_of_added(part), getattr(self, f"{part}_branch")
+        added_BTD = self._drop(out_BTD if norm is None else norm(out_BTD))
+        added_BTD = added_BTD if scale is None else scale(added_BTD)
+        stream_BTD = x_BTD if self.stream_factor == 1 else x_BTD * self.stream_factor
+        if self.branch_factor == 1:
+            sum_BTD = stream_BTD + added_BTD
+        else:
+            sum_BTD = torch.add(stream_BTD, added_BTD, alpha=self.branch_factor)
         if self.placement == "post":
-            return cast(Tensor, getattr(self, f"{part}_post_norm")(x_BTD + self._drop(out_BTD)))
-        norm = self.norm_of_added(part)
-        return x_BTD + self._drop(out_BTD if norm is None else norm(out_BTD))
+            return cast(Tensor, getattr(self, f"{part}_post_norm")(sum_BTD))
+        return sum_BTD
 
     def _drop(self, out_BTD: Tensor) -> Tensor:
         return cast(Tensor, self.dropout(out_BTD)) if self.training else out_BTD

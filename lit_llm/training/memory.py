@@ -171,7 +171,8 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
             # The norms around the part, the input of its matrices, and dropout's mask. Parallel parts have one input.
             shared_input = precision.residual if norm.placement == "parallel" and number else 0
             read = norms - shared_input + precision.compute + precision.dropout_mask
-            inside += example.row * widths.row * read + part.activation_bytes(example, widths, precision)
+            learned = precision.compute if model.residual.branch_shape(widths.row) else 0  # the input of its factor
+            inside += example.row * widths.row * (read + learned) + part.activation_bytes(example, widths, precision)
             encoder_is_read |= part.reads_encoder
         inputs.append(example.row * widths.row)
         insides.append(inside)

@@ -60,6 +60,8 @@ SHARED = [
     ["norm.placement=post", "embedding.norm=true"],
     ["norm.placement=output", "output.head=dense", "output.bias=true"],
     ["norm.skip_first=true", "norm.function=layer_norm", "feed_forward.activation=reglu"],
+    ["parametrization={kind: completep, base_width: 8, base_depth: 1, base_head_dim: 2}", "embedding.scaled=true"],
+    ["residual={kind: layer_scale, initial: 0.5}", "initialisation=t5"],
 ]
 MERGED = "decoder.cross_attention_mode=merged"
 RED = [

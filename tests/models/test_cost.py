@@ -84,6 +84,10 @@ ODD = {
     "dense head, bias": ["output.head=dense", "output.bias=true"],
     "relu": ["feed_forward.activation=relu"],
     "tanh": ["feed_forward.activation=geglu_tanh"],
+    "rezero": ["residual=rezero"],
+    "layer scale": ["residual=layer_scale", "norm.placement=sandwich"],
+    "deepnorm, fixed deviations": ["residual=deepnorm", "norm.placement=post", "initialisation=fixed_std"],
+    "completep": ["parametrization={kind: completep, base_width: 16, base_depth: 1}", "initialisation=depth_scaled"],
     "layer range": ["decoder.layers=3", "decoder.layer_ranges.1-2.self_attention.kv_heads=1"],
     "layer range of widths": ["decoder.layer_ranges.1.feed_forward.d_ff=80"],
 }

@@ -53,6 +53,8 @@ CASES = {
     "rotated in part": ("decllm", [*ALL, "attention.rope_fraction=0.5"]),
     "biases": ("decllm", [*ALL, "attention.qkv_bias=[q, k, v]", "feed_forward.bias=true"]),
     "grouped": ("decllm", [*ALL, "attention.kv_heads=1"]),
+    "layer scale": ("redllm", [*ALL, "residual=layer_scale"]),
+    "completep": ("redllm", [*ALL, "parametrization={kind: completep, base_width: 32, base_depth: 1}"]),
     "gelu, layer norm": ("redllm", ["feed_forward.activation=gelu", "norm.function=layer_norm"]),
     "partial attention": ("decllm", [*ALL, "decoder.partial_attention={output_norm: head}"]),
     "grouped partial attention": ("decllm", ["decoder.partial_attention.kv_heads=1"]),

@@ -51,6 +51,7 @@ MANY = [
     Case("masters_muon", training={"precision": "bf16_master", "optimizer": {"kind": "muon"}}, within=1e-2),
     Case("bf16", training={"precision": "bf16"}, within=1e-2),
     Case("teacher", "redllm-tiny", distill=True),
+    Case("rezero_mup", model=("model.residual=rezero", "model.parametrization={kind: mup, base_width: 8}")),
 ]
 
 

@@ -214,12 +214,12 @@ class SelfAttention(Attention):
 
     def __init__(self, config: ResolvedAttention, widths: Widths, causal: bool) -> None:
         super().__init__(config, widths, causal)
-        self.causal, self.d_model = causal, widths.row
+        self.causal = causal
         self.relative_bias = self._new_bias() if config.relative_bias == "per_layer" else None
 
     def _new_bias(self) -> RelativeBias:
         assert self.config.relative_buckets is not None
-        return RelativeBias(self.config.relative_buckets, self.config.heads, self.d_model)
+        return RelativeBias(self.config.relative_buckets, self.config.heads)
 
     def stack_modules(self) -> dict[str, nn.Module]:
         return {"relative_bias": self._new_bias()} if self.config.relative_bias == "shared" else {}

@@ -23,10 +23,8 @@ class RelativeBias(nn.Module):
     is_table = True
     """Marks the weight as a table, not a matrix: no optimiser orthogonalises it."""
 
-    def __init__(self, buckets: int, heads: int, width: int) -> None:
-        """width: that of the residual stream; initial values have the standard deviation 1 / sqrt(width), as in T5."""
+    def __init__(self, buckets: int, heads: int) -> None:
         super().__init__()
-        self.initial_std = width**-0.5
         self.weight = nn.Parameter(torch.empty(buckets, heads))
 
     def forward(self, buckets: Tensor) -> Tensor:

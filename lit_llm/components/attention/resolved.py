@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from lit_llm.components.attention.config import AttentionConfig
-from lit_llm.components.part import FLOAT32, CacheBytes, Example, Part, Precision, TensorShape, Widths
+from lit_llm.components.part import FLOAT32, CacheBytes, Example, MatrixKind, Part, Precision, TensorShape, Widths
 from lit_llm.components.windows import BAND, Window, band_size
 from lit_llm.config.section import Items
 from lit_llm.config.tree import KIND
@@ -17,6 +17,9 @@ SCORES = 1 << 22
 """Attention scores that an analysis of them holds at a time, 16 MB in float32; it makes some tensors of that size."""
 NARROWEST = 16
 """Least entries of a head for FlexAttention, whose products have no smaller kernel."""
+
+MATRICES: dict[str, MatrixKind] = {"q": "query", "k": "key", "v": "value", "out": "out", "relative_bias": "table"}
+"""{module: role of its matrix}; the gate's is hidden."""
 
 Place = Literal["self", "cross", "merged", "partial", "shared"]
 """Memory that keys and values are projected from. self: the row; cross: the encoder's output; merged: both, in one
@@ -85,6 +88,19 @@ class ResolvedAttention(Part):
     def rotary_entries(self) -> int:
         """Entries of each head that RoPE rotates."""
         return round(self.head_dim * self.rope_fraction)
+
+    def matrix_kind(self, name: str) -> MatrixKind:
+        return MATRICES.get(name.removesuffix(".weight"), "hidden")
+
+    @property
+    def source_matrices(self) -> tuple[str, ...]:
+        return ("k.weight", "v.weight") if self.place == "cross" else ()
+
+    def at_base_head_dim(self, base: int) -> Self:
+        """As in `Part`; a written `scale` is the base model's."""
+        scale = (base**-0.5 if self.scale is None else self.scale) * base / self.head_dim
+        usual = math.isclose(scale, self.head_dim**-0.5, rel_tol=1e-12)
+        return self.model_copy(update={"scale": None if usual else scale})
 
     @property
     def without_flex(self) -> str:

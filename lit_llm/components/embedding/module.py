@@ -28,7 +28,7 @@ class Head(nn.Module):
 
 @dataclass(frozen=True)
 class Unembedding:
-    """States to logits: softcap(head(h) Wᵀ + b)."""
+    """States to logits: softcap(multiplier head(h) Wᵀ + b)."""
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
@@ -36,11 +36,17 @@ class Unembedding:
     head: Head | None = None
     compiled_terms: Callable[..., Tensor] | None = None
     """`terms_of_rows` of the loss, compiled for training."""
+    multiplier: float = 1.0
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """... x D -> ... x V."""
-        logits = linear(hidden if self.head is None else self.head(hidden), self.weight_VD, self.bias_V)
+        logits = linear(self.states(hidden), self.weight_VD, self.bias_V)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """What the matrix reads: ... x D -> ... x D."""
+        states = hidden if self.head is None else self.head(hidden)
+        return states if self.multiplier == 1 else states * self.multiplier
 
     @property
     def parameters(self) -> list[Tensor]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lit_llm.components.part import Example, Part, Precision, TensorShape, Widths
+from lit_llm.components.part import Example, MatrixKind, Part, Precision, TensorShape, Widths
 from lit_llm.config.section import partial
 
 
@@ -54,6 +54,9 @@ class FeedForwardConfig(Part):
         shapes = {**gate, "up.weight": inward, "down.weight": (widths.row, self.d_ff)}
         biases = {name.replace("weight", "bias"): shape[:1] for name, shape in shapes.items()} if self.bias else {}
         return {**shapes, **biases}
+
+    def matrix_kind(self, name: str) -> MatrixKind:
+        return "out" if name == "down.weight" else "up"
 
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
         # Input and output of the activation; with a gate also the other factor and the product.

@@ -77,7 +77,7 @@ def target_loss(
     # Liger has no divergence, divides by the number of targets, and makes no gradient where the states need none.
     suits = len(places_N) > 0 and teacher is None and weights.nats == 1.0 and hidden_ND.requires_grad
     if liger.uses_liger() and suits:
-        states_ND = hidden_ND if unembedding.head is None else unembedding.head(hidden_ND)
+        states_ND = unembedding.states(hidden_ND)
         output = unembedding.weight_VD, unembedding.bias_V, unembedding.softcap
         sums = liger.target_loss(states_ND, output, others[0], weights.squares)
         return Losses(*sums, divergence=torch.zeros_like(sums[0]))

@@ -10,6 +10,7 @@ from lit_llm.components.part import (
     Defaults,
     Example,
     LayerComponent,
+    MatrixKind,
     Part,
     Precision,
     TensorShape,
@@ -54,6 +55,10 @@ class ResolvedRetention(Part):
         rows["output_gate"] = self.value_width
         inputs = {f"{name}.weight": (each, widths.row) for name, each in rows.items()}
         return {**inputs, "out.weight": (widths.row, self.value_width)}
+
+    def matrix_kind(self, name: str) -> MatrixKind:
+        kinds: dict[str, MatrixKind] = {"q": "query", "k": "key", "v": "value", "out": "out"}
+        return kinds.get(name.removesuffix(".weight"), "hidden")
 
     def flops(self, example: Example, widths: Widths) -> float:
         """FLOPs of the projections, and of mixing tokens chunk by chunk, or in decoding one at a time.

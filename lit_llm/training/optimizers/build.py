@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from lit_llm.models.families import LanguageModel
 from lit_llm.training.optimizers import adafactor, muon
 from lit_llm.training.optimizers.config import Adafactor, AdamW, FactoredAdafactor, Muon, Optimizer
+from lit_llm.training.optimizers.multipliers import STACKS, Multipliers, multipliers_of
 from lit_llm.training.optimizers.shards import divide_state
 
 PEAK = "peak_lr"
-"""Key of a parameter group: its learning rate before the schedule's factor."""
+"""Key of a parameter group: the optimiser's learning rate before the schedule's factor."""
+MULTIPLIER = "lr_multiplier"
+"""Key of a parameter group: its learning rate over the optimiser's."""
+
+Named = Mapping[str, nn.Parameter]
 
 
 def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser over all parameters. Matrices are in groups with weight decay, scales in groups without."""
+    """The optimiser over all parameters.
+
+    Matrices are in groups with weight decay, scales in groups without; parameters with other multipliers are in other
+    groups.
+    """
+    multipliers = multipliers_of(model.config, config) if isinstance(model, LanguageModel) else {}
+    parameters = dict(model.named_parameters())
     if isinstance(config, Muon):
         # Matrices of the stacks, without tables, whose rows belong to ids or distances.
-        inside = [
-            p
-            for name, module in model.named_modules()
-            if name.startswith(("encoder.", "decoder.")) and not getattr(module, "is_table", False)
-            for p in module.parameters(recurse=False)
-            if p.dim() == 2
-        ]
-        inside_ids = {id(p) for p in inside}
-        rest = [p for p in model.parameters() if id(p) not in inside_ids]
-        return Joined(*map(_loads_shards, (_muon(config, inside), _adamw(config.adamw, _groups(rest, config.adamw)))))
-    groups = _groups(list(model.parameters()), config)
+        of_tables = [module for module in model.modules() if getattr(module, "is_table", False)]
+        tables = {id(p) for module in of_tables for p in module.parameters(recurse=False)}
+        matrices = {name: p for name, p in parameters.items() if p.dim() == 2 and id(p) not in tables}
+        inside = {name: p for name, p in matrices.items() if name.startswith(STACKS)}
+        rest = {name: p for name, p in parameters.items() if name not in inside}
+        parts = (
+            _muon(config, _groups(inside, config, multipliers)),
+            _adamw(config.adamw, _groups(rest, config.adamw, multipliers)),
+        )
+        return Joined(*map(_loads_shards, parts))
+    groups = _groups(parameters, config, multipliers)
     return _loads_shards(_adamw(config, groups) if isinstance(config, AdamW) else _adafactor(config, groups))
 
 
@@ -53,17 +65,31 @@ def _adafactor(config: Adafactor | FactoredAdafactor, groups: list[dict[str, Any
 
 
 def set_learning_rate(groups: list[dict[str, Any]], factor: float) -> float:
-    """Set every group to its peak times the factor; returns the first group's rate."""
+    """Set every group to its peak times the factor; returns the rate of the first group's optimiser."""
     for group in groups:
-        group["lr"] = group[PEAK] * factor
-    return float(groups[0]["lr"])
+        group["lr"] = group[PEAK] * factor * group[MULTIPLIER]
+    return float(groups[0][PEAK] * factor)
 
 
-def _groups(parameters: list[nn.Parameter], config: AdamW | Adafactor | FactoredAdafactor) -> list[dict[str, Any]]:
-    matrices = [p for p in parameters if p.dim() >= 2]
-    scales = [p for p in parameters if p.dim() < 2]
-    decays = ((matrices, config.weight_decay), (scales, 0.0))
-    return [{"params": params, "weight_decay": decay, PEAK: config.lr} for params, decay in decays if params]
+def _groups(parameters: Named, config: Optimizer, multipliers: Mapping[str, Multipliers]) -> list[dict[str, Any]]:
+    """Groups of parameters with the same settings: matrices, then scales, which do not decay.
+
+    multipliers: those of the parameters that have some.
+    """
+    groups: dict[tuple[bool, Multipliers], list[nn.Parameter]] = {}
+    for name, parameter in sorted(parameters.items(), key=lambda item: item[1].dim() < 2):
+        key = parameter.dim() >= 2, multipliers.get(name, Multipliers())
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": params,
+            "weight_decay": config.weight_decay * factors.weight_decay if decays else 0.0,
+            PEAK: config.lr,
+            MULTIPLIER: factors.lr,
+            **({"eps": config.eps * factors.eps} if isinstance(config, AdamW) else {}),
+        }
+        for (decays, factors), params in groups.items()
+    ]
 
 
 def _adamw(config: AdamW, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -76,14 +102,13 @@ def _adamw(config: AdamW, groups: list[dict[str, Any]]) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, lr=config.lr, betas=(first, second), eps=config.eps, fused=True)
 
 
-def _muon(config: Muon, matrices: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _muon(config: Muon, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     return muon.Muon(
-        [{"params": matrices, PEAK: config.lr}],
+        groups,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
         scaling=config.scaling,
-        weight_decay=config.weight_decay,
     )
 
 

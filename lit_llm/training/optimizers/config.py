@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -83,6 +84,11 @@ class FactoredAdafactor(Section):
     def state_bytes(self, rows: int, columns: int, inside: bool) -> float:
         """Bytes kept for a parameter, inside a layer or in an embedding; a vector is one row."""
         return 4 * (rows + columns if rows > 1 else columns)
+
+
+def shape_factor(scaling: str, rows: float, columns: float) -> float:
+    """Factor of Muon's learning rate for a matrix of this shape."""
+    return 0.2 * math.sqrt(max(rows, columns)) if scaling == "match_rms_adamw" else math.sqrt(max(1.0, rows / columns))
 
 
 class Muon(Section):

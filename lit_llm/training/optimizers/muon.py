@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from lit_llm.training.optimizers.batches import batches
 from lit_llm.training.optimizers.by_group import ByGroup
+from lit_llm.training.optimizers.config import shape_factor
 from lit_llm.training.optimizers.shards import divided_as, local_rows, sharded_as, whole
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -47,7 +47,7 @@ class Muon(ByGroup):
             of_shape[parameter.shape].append(parameter)
         for shape, alike in of_shape.items():
             for batch in batches(alike):
-                self._update(batch, group, _scale(group["scaling"], *shape))
+                self._update(batch, group, shape_factor(group["scaling"], *shape))
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any], scale: float) -> None:
         gradients = [local_rows(parameter.grad) for parameter in parameters if parameter.grad is not None]
@@ -81,8 +81,3 @@ def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
         x = add_product(x, factor, x, beta=_A)
     x = x.mT if rows > columns else x
     return [x] if len(matrices) == 1 else list(x.unbind())
-
-
-def _scale(scaling: str, rows: int, columns: int) -> float:
-    """Factor of the learning rate for a matrix."""
-    return 0.2 * math.sqrt(max(rows, columns)) if scaling == "match_rms_adamw" else math.sqrt(max(1.0, rows / columns))

@@ -1,0 +1,72 @@
+"""What a parameter multiplies its optimiser's settings by. Loads no torch.
+
+mup and completep for AdamW: table 8 of arXiv 2203.03466 and table 1 of arXiv 2505.01618 (alpha 1). For Muon: an update
+should have a spectral norm that grows as sqrt(outputs / inputs) (arXiv 2310.17813, condition 1). Muon's has one that
+depends on its `scaling` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from lit_llm.components.parametrization.config import Parametrization
+from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.scaling import ParameterRole, parameter_roles
+from lit_llm.training.optimizers.config import Adafactor, FactoredAdafactor, Muon, Optimizer, shape_factor
+
+
+class Multipliers(NamedTuple):
+    """Factors of one parameter's settings."""
+
+    lr: float = 1.0
+    """Of the learning rate."""
+    weight_decay: float = 1.0
+    """Of the weight decay, which each step multiplies by the learning rate."""
+    eps: float = 1.0
+    """Of AdamW's epsilon."""
+
+
+def optimizer_problem(rules: Parametrization, optimizer: Optimizer) -> str:
+    """Reason why an optimiser cannot train a model of this parametrization, or ''."""
+    if rules.kind == "standard" or not isinstance(optimizer, Adafactor | FactoredAdafactor):
+        return ""
+    return f"{optimizer.kind} has no rule in {rules.kind}: its step is relative to the parameter; use adamw or muon"
+
+
+def multipliers_of(model: ResolvedModel, optimizer: Optimizer) -> Mapping[str, Multipliers]:
+    """{name: multipliers} of the parameters that have some; none with the standard parametrization."""
+    if model.parametrization.kind == "standard":
+        return {}
+    return {name: _multipliers(name, role, optimizer) for name, role in parameter_roles(model).items()}
+
+
+def _multipliers(name: str, role: ParameterRole, optimizer: Optimizer) -> Multipliers:
+    if isinstance(optimizer, Muon) and role.is_product and name.startswith(STACKS):
+        lr = _muon_lr(role, optimizer.scaling)
+        return Multipliers(lr, 1 / lr)
+    return _adamw(role)
+
+
+STACKS = ("encoder.", "decoder.")
+"""Beginnings of the names whose matrices Muon trains."""
+
+
+def _adamw(role: ParameterRole) -> Multipliers:
+    """AdamW's: each entry of an update is about the learning rate, whatever its gradient's size.
+
+    With m times as many aligned inputs an output changes m times as much, hence lr / m; lr times decay stays. Gradients
+    fall as 1 / m, since logits are divided by m, and those of a residual branch as 1 / l, and epsilon with them.
+    """
+    fall = (role.inputs if role.is_product or role.kind == "output" else role.outputs) * role.depth
+    if not role.is_product:
+        return Multipliers(eps=1 / fall)
+    return Multipliers(1 / role.inputs, role.inputs, 1 / fall)
+
+
+def _muon_lr(role: ParameterRole, scaling: str) -> float:
+    """Muon's: sqrt(outputs / inputs) over its factor by shape, both relative to the base model's matrix."""
+    rows, columns = role.shape
+    base = shape_factor(scaling, rows / role.outputs, columns / role.inputs)
+    return math.sqrt(role.outputs / role.inputs) * base / shape_factor(scaling, rows, columns)

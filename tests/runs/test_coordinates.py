@@ -1,0 +1,109 @@
+"""The coordinate check: which activations depend on width and depth under which parametrization."""
+
+import json
+from fractions import Fraction
+
+import pytest
+
+from lit_llm.config.problems import InputError
+from lit_llm.experiment.load import load_experiment
+from lit_llm.models.resolve import resolve_model
+from lit_llm.report.tables.coordinates import conclusion, coordinate_tables
+from lit_llm.runs.coordinates import Coordinate, at_depth, at_width, measure_coordinates
+from lit_llm.statistics.coordinate_slopes import PartSlopes, Slope, part_slopes
+from tests.commands import lit_llm
+
+SMALL = ["model.d_model=32", "model.feed_forward.d_ff=64", "model.attention.heads=2"]
+SMALL += ["pretrain.data.sequence_length=32", "pretrain.data.batch_size=8"]
+KINDS = {
+    "standard": [],
+    "mup": ["model.parametrization={kind: mup, base_width: 32, base_head_dim: 16}"],
+    "completep": ["model.parametrization={kind: completep, base_width: 32, base_depth: 2, base_head_dim: 16}"],
+}
+
+
+def small(preset, kind="standard", *overrides):
+    return load_experiment(preset, [*SMALL, *KINDS[kind], *overrides])
+
+
+def verdicts(sized, steps=3, seeds=(0, 1)):
+    return {one.part: one.verdict for one in part_slopes(measure_coordinates(sized, steps, seeds))}
+
+
+def test_all_widths_follow_d_model_and_heads_or_their_size_too():
+    experiment = small("redllm-tiny", "standard", "model.encoder.d_model=48", "model.tie_embeddings=none")
+    for grow, heads, head_dim in (("heads", 4, 16), ("head_dim", 2, 32)):
+        model = resolve_model(at_width(experiment, 64, grow).experiment.model)
+        attention, network = model.decoder[0].self_attention, model.encoder[0].feed_forward
+        assert (model.d_model, model.width("encoder"), network.d_ff) == (64, 96, 128)
+        assert (attention.heads, attention.head_dim) == (heads, head_dim)
+    deeper = at_depth(experiment, Fraction(3, 2))
+    assert (deeper.size, len(resolve_model(deeper.experiment.model).encoder)) == (6, 3)
+    with pytest.raises(InputError, match="heads 2 times 3/4 is 1.5"):
+        at_width(experiment, 24)
+
+
+def test_slopes_are_those_of_planted_powers():
+    measured = [
+        Coordinate("width", size, seed, step, "part", size**0.5 * (1 + step) * (1 + 0.01 * seed), size**-1.0)
+        for size in (32, 64, 256)
+        for seed in (0, 1)
+        for step in (0, 1)
+    ]
+    (slopes,) = part_slopes(measured)
+    assert slopes.first.value == pytest.approx(0.5)
+    assert slopes.last.value == pytest.approx(0.5)
+    assert slopes.change.value == pytest.approx(-1)
+    assert 0 < slopes.last.half < 0.05
+    assert slopes.verdict == "grows"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])
+def test_changes_grow_with_the_width_under_standard_and_not_under_mup(preset):
+    standard, mup = (
+        verdicts([at_width(small(preset, kind), n) for n in (32, 64, 128)]) for kind in ("standard", "mup")
+    )
+    assert standard["decoder residual stream"] == "grows"
+    assert "grows" not in mup.values()
+    assert (mup["decoder residual stream"], mup["logits"]) == ("", "")
+
+
+@pytest.mark.slow
+def test_the_residual_stream_grows_with_the_depth_under_mup_and_not_under_completep():
+    mup, completep = (
+        verdicts([at_depth(small("decllm-tiny", kind, "model.decoder.layers=2"), Fraction(n)) for n in (1, 2, 4)])
+        for kind in ("mup", "completep")
+    )
+    assert (mup["decoder residual stream"], completep["decoder residual stream"]) == ("grows", "")
+
+
+def test_the_command_prints_json_and_draws_a_figure(tmp_path):
+    options = [word for each in (*SMALL, "model.decoder.layers=1") for word in ("-o", each)]
+    line = ["coordinates", "decllm-tiny", *options]
+    sizes = ["--widths", "32,64", "--seeds", "1", "--steps", "1", "--figure", tmp_path / "check"]
+    printed = lit_llm(*line, *sizes, "--json")
+    assert printed.returncode == 0, printed.stderr
+    assert "decllm-tiny: training 2 of 2: width 64, seed 0" in printed.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["check.png", "check.svg"]
+    (content,) = json.loads(printed.stdout)["arms"]
+    parts = {one["part"] for one in content["coordinates"]}
+    assert parts == {one["part"] for one in content["parts"]} >= {"embedding", "decoder feed_forward", "logits"}
+    assert {(one["size"], one["step"]) for one in content["coordinates"]} == {(32, 0), (32, 1), (64, 0), (64, 1)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [("32", "two different sizes"), ("a,b", "no list of numbers"), ("64,65", "no whole number")]
+)
+def test_widths_that_make_no_slope_or_no_model_are_refused(wrong, message):
+    refused = lit_llm("coordinates", "decllm-tiny", "--widths", wrong)
+    assert (refused.returncode, message in refused.stderr) == (2, True)
+
+
+def test_the_table_has_a_row_for_each_part_and_its_sentence_names_what_breaks():
+    growing, flat = Slope(0.6, 0.1), Slope(0.1, 0.2)
+    slopes = [PartSlopes("width", "logits", None, growing, flat), PartSlopes("width", "scores", flat, flat, flat)]
+    (table,) = coordinate_tables(slopes, 4, "dec")
+    assert [row[-1] for row in table.rows] == ["breaks: grows", ""]
+    assert table.rows[0][1:3] == ["–", "+0.60 ± 0.10"]
+    assert conclusion(slopes) == "1 of 2 break: logits grows with width."
