@@ -239,6 +239,8 @@ class Defaults(NamedTuple):
     """Settings of `model.feed_forward`."""
     width: int
     """Width of the residual stream."""
+    causal: bool = True
+    """Whether the layer is a decoder's, whose tokens see no later ones."""
 
 
 @dataclass(frozen=True)

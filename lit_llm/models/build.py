@@ -80,6 +80,7 @@ def initialise(model: LanguageModel, seed: int) -> None:
 
     Scales begin at one, biases of matrices at zero, matrices with N(0, 1 / fan-in), embeddings and tables of relative
     biases with N(0, 1 / d_model), as in T5. A module's `initial_std` overrides its matrices' standard deviation.
+    `initial` of a module has functions that fill single parameters.
 
     The standard deviation depends on a matrix's shape and not on the depth, so that stacks of different depth share
     their layers' values.
@@ -87,6 +88,9 @@ def initialise(model: LanguageModel, seed: int) -> None:
     for path, module in model.named_modules():
         for local_name, parameter in module.named_parameters(recurse=False):
             name = f"{path}.{local_name}".lstrip(".")
+            if fill := getattr(module, "initial", {}).get(local_name):
+                fill(parameter, generator(seed, name))
+                continue
             if parameter.dim() < 2:
                 parameter.fill_(0.0 if local_name in ("bias", "output_bias") else 1.0)
                 continue
