@@ -176,6 +176,11 @@ class Part(Section):
         """Names of the matrices that read the encoder's output, whose width may differ from the row's."""
         return ()
 
+    @property
+    def unscaled(self) -> tuple[str, ...]:
+        """Names of matrices that no parametrization by width has a rule for: few of their sizes grow with the width."""
+        return ()
+
     def at_base_head_dim(self, base: int) -> Self:
         """The part with scores that fall as 1 / head_dim, and are the same where head_dim is `base`."""
         return self
@@ -257,6 +262,8 @@ class Defaults(NamedTuple):
     """Settings of `model.feed_forward`."""
     width: int
     """Width of the residual stream."""
+    causal: bool = True
+    """Whether the layer is a decoder's, whose tokens see no later ones."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
+from lit_llm.components.gated_deltanet.resolved import GATED_DELTANET
+from lit_llm.components.gla.resolved import GLA
+from lit_llm.components.mamba2.resolved import MAMBA2
 from lit_llm.components.part import ROLES, STACKS, LayerComponent, Part
 from lit_llm.components.partial_attention.resolved import PARTIAL_ATTENTION
 from lit_llm.components.retention.resolved import RETENTION
@@ -55,7 +58,7 @@ def _problem(component: object) -> str:
 
 
 def _all() -> tuple[dict[str, LayerComponent], dict[str, str]]:
-    ours = {component.key: component for component in (RETENTION, PARTIAL_ATTENTION)}
+    ours = {component.key: component for component in (RETENTION, GLA, GATED_DELTANET, MAMBA2, PARTIAL_ATTENTION)}
     others, packages = dict[str, LayerComponent](), dict[str, str]()
     for package, component in _installed():
         if component.key in ours or component.key in others:

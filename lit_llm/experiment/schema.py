@@ -127,7 +127,7 @@ def _prefix_problems(stage: str, masks: MasksConfig, model: ModelConfig) -> Iter
         return
     if model.family in ("encoder_decoder", "encoder_only"):
         yield f"{stage}.masks.prefix", "bidirectional changes nothing here: an encoder sees all of its source anyway"
-    if reason := resolve_model(model).causal_only:
+    elif reason := resolve_model(model).causal_only:
         message = f"bidirectional: {reason}, a token cannot see later ones; leave the prefix causal"
         yield f"{stage}.masks.prefix", message
 

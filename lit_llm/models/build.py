@@ -80,7 +80,8 @@ def initialise(model: LanguageModel, seed: int) -> None:
     """Fill the parameters with initial values.
 
     Scales begin at one, biases at zero, matrices and tables with the deviations of `initial_deviations`. A module's
-    `initial_std` overrides its matrices' standard deviation, and its `initial_value` that of its vectors.
+    `initial_std` overrides its matrices' standard deviation, and `initial` of a module has functions that fill single
+    parameters.
 
     By default the standard deviation depends on a matrix's shape and not on the depth, so that stacks of different
     depth share their layers' values.
@@ -89,9 +90,11 @@ def initialise(model: LanguageModel, seed: int) -> None:
     for path, module in model.named_modules():
         for local_name, parameter in module.named_parameters(recurse=False):
             name = f"{path}.{local_name}".lstrip(".")
+            if fill := getattr(module, "initial", {}).get(local_name):
+                fill(parameter, generator(seed, name))
+                continue
             if parameter.dim() < 2:
-                initial = getattr(module, "initial_value", 1.0)
-                parameter.fill_(0.0 if local_name in ("bias", "output_bias") else initial)
+                parameter.fill_(0.0 if local_name in ("bias", "output_bias") else 1.0)
                 continue
             deviation = getattr(module, "initial_std", deviations[name])
             parameter.normal_(0.0, deviation, generator=generator(seed, name))

@@ -247,9 +247,9 @@ def _component(config: Any, side: str, index: int, key: str) -> Part | None:
     for section in written:
         values |= set_fields(section)
     attention, feed_forward = (_fields(default) for default in (config.attention, config.feed_forward))
+    defaults = Defaults(attention, feed_forward, _width(config, side), causal=side != "encoder")
     try:
-        part = COMPONENTS[key].resolve(values, Defaults(attention, feed_forward, _width(config, side)))
-        return _with_scores(part, config)
+        return _with_scores(COMPONENTS[key].resolve(values, defaults), config)
     except ValueError:
         raise
     except Exception as error:  # another package's own code

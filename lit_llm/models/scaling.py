@@ -173,6 +173,11 @@ def scaling_problems(config: AnyModel) -> Iterator[tuple[str, str]]:
         yield "parametrization", "completep divides branches of a stream that no norm interrupts; use another placement"
     if kind == "completep" and residual != "none":
         yield "residual", f"{residual}: completep multiplies the branches itself; leave one of them out"
+    unscaled = (
+        () if kind == "standard" else sorted({name for part in resolve_model(config).parts for name in part.unscaled})
+    )
+    if unscaled:
+        yield "parametrization", f"{kind} has no rule for {', '.join(unscaled)}; use standard, or layers without them"
     if residual == "deepnorm":
         yield from _deepnorm_problems(config)
 

@@ -19,10 +19,16 @@ _SHARED = {
 }
 _DECODER = {"decoder": {"layers": 2}}
 _HALVES = {"self_decoder": {"layers": 2}, "cross_decoder": {"layers": 2}}
+_MIXERS = {
+    "0": {"gla": {"chunk": 3}},
+    "1": {"gated_deltanet": {"chunk": 3}},
+    "2": {"mamba2": {"head_dim": 6, "chunk": 3}},
+}
 _FAMILIES = {
     "decllm": (DecoderModel, _DECODER),
     "yoco": (DecoderDecoderModel, _HALVES | {"self_decoder": {"layers": 2, "self_attention": {"window": 4}}}),
     "retention": (DecoderDecoderModel, _HALVES | {"self_decoder": {"layers": 2, "retention": {"chunk": 3}}}),
+    "mixers": (DecoderModel, {"decoder": {"layers": 4, "layer_ranges": _MIXERS}}),
     "palm": (DecoderModel, {"decoder": {"layers": 2, "partial_attention": "palm"}}),
     "redllm": (EncoderDecoderModel, _DECODER | {"encoder": {"layers": 2}}),
 }

@@ -14,7 +14,7 @@ from lit_llm.models.stacks import Block
 from tests.generation.recomputation import PROMPTS, VOCABULARY, build, next_logits, recomputed
 
 NEW = 6
-FAMILIES = ["decllm", "palm", "redllm", "yoco", "retention"]
+FAMILIES = ["decllm", "palm", "redllm", "yoco", "retention", "mixers"]
 NORMS = ["[]", "[q, k, v]", "[v]"]
 OUTPUTS = ["none", "head", "concat", "after_out"]
 ROPES = ["continuous", "restart", "none"]
@@ -113,6 +113,14 @@ RETENTION = [
     ["self_decoder.retention=null", "self_decoder.layer_ranges.1.retention={heads: 1}", "attention.window=3"],
     ["norm.skip_first=true", "norm.function=layer_norm", "tie_embeddings=none"],
 ]
+MIXERS = [
+    ["decoder.layer_ranges.2.mamba2={groups: 2, conv: 1}", "attention.kv_heads=2"],
+    ["decoder.layer_ranges.1.gated_deltanet={value_dim: 12, conv: 2}", "norm.placement=sandwich"],
+    ["decoder.layer_ranges.0.gla={heads: 2, chunk: 100}", "tie_embeddings=none"],
+]
+RED_MIXERS = [
+    [f"encoder.{mixer}={{chunk: 3}}", f"decoder.{mixer}={{}}"] for mixer in ("gla", "gated_deltanet", "mamba2")
+]
 CASES = [
     pytest.param(family, overrides, prefix, id=f"{family}, {prefix}: {' '.join(overrides)}")
     for family, cases, prefixes in (
@@ -122,6 +130,9 @@ CASES = [
         ("palm", PALM, ["causal", "bidirectional"]),
         ("yoco", YOCO, ["causal", "bidirectional"]),
         ("retention", RETENTION, ["causal"]),
+        ("mixers", MIXERS, ["causal"]),
+        ("redllm", RED_MIXERS, ["causal"]),
+        ("yoco", [["self_decoder.gated_deltanet={chunk: 3}"]], ["causal"]),
     )
     for overrides, prefix in itertools.product(cases, prefixes)
 ]
@@ -194,11 +205,11 @@ def test_in_bfloat16_a_cache_rounds_no_worse_than_recomputation(family, autocast
     assert cached.dtype == torch.bfloat16
     errors = [float((found.float() - exact).norm() / exact.norm()) for found in (cached, whole)]
     assert 0 < errors[0] < 0.06
-    # One step of a retention sums in float32 what a chunk sums in bfloat16, and rounds the state once more.
-    assert errors[0] == pytest.approx(errors[1], rel=0.4 if family == "retention" else 0.2)
+    # One step of a recurrence sums in float32 what a chunk sums in bfloat16, and rounds the state once more.
+    assert errors[0] == pytest.approx(errors[1], rel=0.4 if family in ("retention", "mixers") else 0.2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES[:-1])
 @pytest.mark.parametrize("room", [1, 64])
 def test_a_cache_that_is_full_several_times_loses_nothing(family, room, monkeypatch):
     """100 tokens: more than the room that is made at once."""
@@ -318,6 +329,8 @@ def test_merged_attention_copies_its_source_only_when_rows_leave():
         ("retention", []),
         ("retention", ["self_decoder.retention.value_dim=4", "attention.kv_heads=1"]),
         ("decllm", ["decoder.layer_ranges.1.retention.heads=2"]),
+        ("mixers", []),
+        ("redllm", ["encoder.mamba2={}", "decoder.layer_ranges.1.mamba2={groups: 2}"]),
     ],
 )
 def test_the_cache_takes_the_bytes_that_the_analytic_cost_says(family, overrides, dtype):

@@ -36,6 +36,11 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "ul2": ("ul2-tiny", []),
     "modernbert": ("modernbert-tiny", []),
     "yoco": ("yoco-tiny", []),
+    "decllm, mixers": (
+        "decllm-tiny",
+        ['model.decoder.layer_ranges={"0": {gla: {}}, "1": {gated_deltanet: {chunk: 16}}, "2": {mamba2: {chunk: 16}}}'],
+    ),
+    "redllm, mixers": ("redllm-tiny", ["model.encoder.gated_deltanet={}", "model.decoder.mamba2={}"]),
     "yoco, retention": ("yoco-tiny", ["model.self_decoder.retention={chunk: 16}"]),
 }
 

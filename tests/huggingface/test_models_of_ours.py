@@ -174,6 +174,7 @@ def test_the_token_that_ends_an_image_is_one_like_all_others(tmp_path):
         ({**OURS["t5gemma2"], "decoder": {"layers": 2, "cross_attention_mode": "merged"}}, "rope"),
         ({**OURS["modernbert"], "output": {"bias": True}}, "output.head"),
         ({**OURS["llama"], "decoder": {"layers": 2, "retention": "gated"}}, "decoder.retention"),
+        ({**OURS["llama"], "decoder": {"layers": 2, "gated_deltanet": "gated"}}, "decoder.gated_deltanet"),
         (
             {
                 **SMALL,

@@ -67,6 +67,14 @@ def test_names_and_shapes_are_those_of_the_built_model(family, overrides):
     [
         ("decllm", ["decoder.partial_attention=palm"]),
         ("decllm", ["decoder.layer_ranges.1.retention=gated"]),
+        (
+            "redllm",
+            [
+                "encoder.gated_deltanet=gated",
+                "decoder.layer_ranges.1.mamba2={groups: 2}",
+                "decoder.layer_ranges.0.gla={}",
+            ],
+        ),
         ("redllm", ["tie_embeddings=decoder", "encoder.d_model=16", "encoder.attention.heads=2"]),
         ("redllm", ["tie_embeddings=inputs", "decoder.cross_attention_mode=merged"]),
         ("redllm", ["tie_embeddings=none", "decoder.layer_ranges.1.cross_attention_mode=none", *DENSE]),

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.masks import AttentionMask
 from lit_llm.components.part import causal_pairs
+from lit_llm.components.recurrence.resolved import ResolvedRecurrence
 from lit_llm.experiment.load import load_experiment, preset_names
 from lit_llm.generation import prefill
 from lit_llm.models.build import build_model
@@ -25,6 +26,7 @@ from lit_llm.models.cost import (
     train_flops,
 )
 from lit_llm.models.resolve import resolve_model
+from tests.recurrent_mixers import SYSTEMS, behind_the_masks
 from tests.tiny_models import PAPER_NORMS, config, ids, resolved
 
 V = 32768
@@ -113,6 +115,7 @@ ODD_DEC = {
     "gated partial attention": ["decoder.partial_attention.gate=per_element"],
     "partial attention in one layer": ["decoder.layer_ranges.1.partial_attention.heads=2"],
 }
+MIXERS = ("gla", "gated_deltanet", "mamba2")
 ODD_YOCO = {
     "decoder-decoder": [],
     "grouped": [
@@ -139,6 +142,9 @@ ODD_YOCO = {
 }
 MODELS = [("yoco", name, overrides) for name, overrides in ODD_YOCO.items()]
 MODELS += [("decllm", "retention", ["decoder.retention={chunk: 8}", "decoder.partial_attention=palm"])]
+MODELS += [("decllm", mixer, [f"decoder.layer_ranges.1.{mixer}={{chunk: 7}}"]) for mixer in MIXERS]
+MODELS += [("redllm", f"{mixer}, both ways", [f"encoder.{mixer}={{chunk: 5}}"]) for mixer in MIXERS]
+MODELS += [("redllm", "mixers", ["encoder.gla={heads: 2}", "decoder.mamba2={head_dim: 6, groups: 2}"])]
 MODELS += [("decllm", name, overrides) for name, overrides in ODD_DEC.items()]
 MODELS += [("redllm", name, overrides) for name, overrides in ODD_RED.items()]
 
@@ -223,7 +229,7 @@ def test_paper_flops_are_the_papers(preset):
 
 def counted(model, shape, prefix=0, backward=False):
     """FLOPs by torch's counter, with attention as two products, which it counts whatever the mask says."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=SYSTEMS)
     device = "cpu" if backward else "meta"
     module = build_model(model, device=device)
     with counter, sdpa_kernel(SDPBackend.MATH):
@@ -240,11 +246,6 @@ def counted(model, shape, prefix=0, backward=False):
     return counter.get_total_flops()
 
 
-def chunks(tokens, chunk):
-    """Lengths of the chunks that a retention reads."""
-    return [min(chunk, tokens - first) for first in range(0, tokens, chunk)]
-
-
 def behind_the_mask(model, shape, prefix=0):
     """FLOPs of the pairs that the counter counts and the decoder's mask hides: 2 products x 2 x width for each."""
     called = shape.target**2 if prefix <= 1 else prefix**2 + (shape.target - prefix) * shape.target
@@ -253,9 +254,8 @@ def behind_the_mask(model, shape, prefix=0):
         (model.decoder, AttentionMask(True, prefix), shape.target),
         (model.encoder, AttentionMask(), shape.source),
     ):
-        for retention in filter(None, (layer.part("retention") for layer in layers)):
-            widths = retention.width + retention.value_width
-            found += sum(c * (c - 1) // 2 * 2 * widths for c in chunks(shape.target, retention.chunk))
+        for mixer in (part for layer in layers for _, part in layer.parts if isinstance(part, ResolvedRecurrence)):
+            found += behind_the_masks(mixer, tokens)
         for own in (layer.self_attention for layer in layers if layer.self_attention):
             mask = replace(visible, window=own.window_sides).rows(0, tokens, tokens, torch.device("cpu"))
             seen = tokens**2 if mask is None else int(mask.sum())
@@ -369,7 +369,7 @@ def test_attended_keys_are_those_that_the_last_query_of_a_row_sees(family, overr
 
 def measured(run):
     """FLOPs of a call by torch's counter."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=SYSTEMS)
     with counter, sdpa_kernel(SDPBackend.MATH):
         run()
     return counter.get_total_flops()
@@ -381,6 +381,7 @@ def measured(run):
         ("yoco", ["attention.kv_heads=2", "cross_decoder.layers=3"]),
         ("yoco", ["self_decoder.retention={chunk: 7}"]),
         ("decllm", ["decoder.layer_ranges.1.retention={chunk: 30}", "attention.window=4"]),
+        *(("decllm", [f"decoder.layer_ranges.1.{mixer}={{chunk: 7}}"]) for mixer in MIXERS),
     ],
 )
 def test_prefill_and_decode_cost_what_they_are_seen_to_compute(family, overrides):

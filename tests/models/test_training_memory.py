@@ -29,12 +29,15 @@ BOUND = 0.03
 """What the formula leaves out (one number for a token or head, rotations, masks) is at most this share here, where
 heads are narrow; it shrinks with head_dim and d_model."""
 
-ROUGH = {"post": 1 / 6, "output": 1 / 6, "merged": 1 / 6, "retention": 0.05, "band": 0.04, "alibi": 0.07}
+ROUGH = {"post": 1 / 6, "output": 1 / 6, "merged": 1 / 6, "mixer": 0.05, "band": 0.04, "alibi": 0.07}
 """Where the formula says that it is rough."""
 
 
+MIXERS = ("retention", "gla", "gated_deltanet", "mamba2")
+
+
 def bound(case):
-    return ROUGH.get(case, BOUND)
+    return ROUGH.get("mixer" if case.startswith(MIXERS) else case, BOUND)
 
 
 WIDE = ["d_model=96", "attention.heads=3", "feed_forward.d_ff=256", "norm.scale=false"]
@@ -72,6 +75,9 @@ CASES = {
     "decoder-decoder, grouped": ("yoco", [NO_WINDOW, "attention.kv_heads=1", "cross_decoder.layers=4"]),
     "retention": ("yoco", ["self_decoder.retention={chunk: 32}"]),
     "retention, short": ("yoco", [*ALL, "self_decoder.retention={heads: 2, value_dim: 64}"]),
+    **{mixer: ("decllm", [f"decoder.{mixer}={{chunk: 32}}"]) for mixer in MIXERS[1:]},
+    "mamba2, both ways": ("redllm", ["encoder.mamba2={}", "decoder.mamba2={}"]),
+    "mamba2 in groups": ("decllm", ["decoder.mamba2={heads: 6, groups: 2, head_dim: 32}"]),
     "deep decoder": ("redllm", [*ALL, "encoder.layers=1", "decoder.layers=4"]),
 }
 PARTIAL = 40

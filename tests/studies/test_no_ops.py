@@ -301,6 +301,8 @@ def test_small_sizes_keep_order_equality_and_evenness() -> None:
 def test_another_chunk_of_retention_is_the_same_function_and_a_window_beyond_the_text_is_no_window(found) -> None:
     chunks = grid("model.self_decoder.retention.chunk: [256, 7]")
     assert len(no_ops(found(chunks, extends="yoco-tiny"))) == 1
+    mixers = grid("model.self_decoder.gated_deltanet.chunk: [64, 7]")
+    assert len(no_ops(found(mixers, extends="yoco-tiny"))) == 1
     windows = grid("model.attention.window: [32, 1000, 4]")
     findings = found(windows, extends="yoco-tiny")
     assert len(no_ops(findings)) == 1

@@ -204,8 +204,12 @@ def test_an_encoder_alone_is_one_graph_for_each_kind_of_layer() -> None:
     assert kinds <= graphs[0] <= 2 * kinds
 
 
-def test_retention_is_one_graph_for_rows_of_one_length() -> None:
-    model = build("yoco", "self_decoder.retention={chunk: 4}")
+@pytest.mark.parametrize(
+    "mixer",
+    ["retention", *(pytest.param(mixer, marks=pytest.mark.slow) for mixer in ("gla", "gated_deltanet", "mamba2"))],
+)
+def test_a_mixer_with_a_state_is_one_graph_for_rows_of_one_length(mixer: str) -> None:
+    model = build("yoco", f"self_decoder.{mixer}={{chunk: 4}}")
     assert check(model, [{"tokens_BT": ids(3, 14)} for _ in range(3)], vary=False) == [2, 2, 2]
 
 

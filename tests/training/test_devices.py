@@ -38,6 +38,9 @@ MANY = [
     Case("redllm", "redllm-tiny"),
     Case("yoco", "yoco-tiny"),
     Case("retention", "yoco-tiny", ("model.self_decoder.retention=gated",)),
+    Case(
+        "mixers", model=('model.decoder.layer_ranges={"0": {gla: {}}, "1": {gated_deltanet: {}}, "2": {mamba2: {}}}',)
+    ),
     Case("partial_attention", model=("model.decoder.partial_attention=palm", "pretrain.objective=prefix_lm")),
     Case("modernbert", "modernbert-tiny"),
     Case("t5gemma", "t5gemma-tiny"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -13,9 +15,13 @@ class BranchScale(nn.Module):
 
     def __init__(self, shape: TensorShape, initial: float) -> None:
         super().__init__()
-        self.initial_value = initial
         self.scale = nn.Parameter(torch.full(shape, initial))
+        self.initial = {"scale": partial(_fill, initial)}
 
     def forward(self, out_BTD: Tensor) -> Tensor:
         """B x T x D -> B x T x D."""
         return out_BTD * self.scale
+
+
+def _fill(value: float, parameter: Tensor, _: torch.Generator) -> None:
+    parameter.fill_(value)

@@ -17,22 +17,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from lit_llm.config.section import Section, partial
+from lit_llm.components.recurrence.config import RecurrentConfig
+from lit_llm.config.section import partial
 
 
-class RetentionConfig(Section):
+class RetentionConfig(RecurrentConfig):
     """One gated retention."""
 
-    heads: int = Field(gt=0)
-    """Number of heads, each with a separate gate and state."""
-    head_dim: int | None = Field(None, gt=0)
-    """Entries of a head's queries and keys; d_model / heads when absent."""
-    value_dim: int | None = Field(None, gt=0)
-    """Entries of a head's values; as many as `head_dim` when absent."""
     gate_temperature: float = Field(16.0, gt=0)
     """τ: the larger, the closer a gate is to 1, and the slower a state decays."""
-    norm_eps: float = Field(1e-5, gt=0)
-    """Added to the mean square under the root of the norm over each head's output."""
     rope_theta: float = Field(10000.0, gt=0)
     """Base of the rotary frequencies."""
     chunk: int = Field(256, gt=0)

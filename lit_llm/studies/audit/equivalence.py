@@ -33,7 +33,7 @@ SHORT, LONGEST = 32, 2048
 arms' own windows are longer."""
 WIDTHS = {"d_model": 8, "vocabulary": 16, "d_ff": 8, "head_dim": 4, "value_dim": 4}
 """{size to shrink: its smallest value}: below 4 a head has one frequency or none."""
-HEADS = ("heads", "kv_heads")
+HEADS = ("heads", "kv_heads", "groups")
 """Counts that are divided by one number, so that groups stay; none above 1 becomes 1."""
 CLOSE = 1e-9
 """Relative difference below which two numbers count as equal."""
