@@ -11,8 +11,11 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import Precision
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
+
+from lit_llm.config.problems import InputError, Problem
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,10 @@ class TrainerAdditions:
         return not (self.callbacks or self.loggers or self.plugins or self.strategy or self.profiler)
 
     def added_to(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of Lightning's Trainer with these objects."""
+        """Arguments of Lightning's Trainer with these objects. Raises InputError for one that a run cannot have."""
+        if any(isinstance(plugin, AsyncCheckpointIO) for plugin in self.plugins):
+            message = "AsyncCheckpointIO writes a checkpoint later, but a run adds its digest at once; leave it out"
+            raise InputError(Problem(message, "trainer.plugins"))
         added: dict[str, Any] = {
             **options,
             "logger": list(self.loggers) or False,

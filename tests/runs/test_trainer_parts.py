@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ModelSummary
 from lightning.pytorch.callbacks import StochasticWeightAveraging as Averaging
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
 from safetensors.torch import load_file
 
@@ -151,11 +151,16 @@ def test_loggers_of_other_packages_get_the_lines(
 
 @pytest.mark.slow
 def test_pytorchs_profiler_and_a_plugin_reach_the_trainer(tmp_path: Path, corpus: Path, plain: Stage) -> None:
-    parts = TrainerParts(profiler=partial(PyTorchProfiler, export_to_chrome=False), plugins=[AsyncCheckpointIO])
+    parts = TrainerParts(profiler=partial(PyTorchProfiler, export_to_chrome=False), plugins=[TorchCheckpointIO])
     stage = trained(tmp_path, corpus, parts, 5)
     assert_equal_results(stage, plain)
     assert "aten::" in next(stage.folder.glob("lightning/*profile*.txt")).read_text()
-    assert "AsyncCheckpointIO" in (stage.result() or {})["provenance"]["changing_parts"]
+    assert "TorchCheckpointIO" in (stage.result() or {})["provenance"]["changing_parts"]
+
+
+def test_checkpoints_that_are_written_later_are_refused() -> None:
+    with pytest.raises(InputError, match=r"trainer.plugins: AsyncCheckpointIO writes a checkpoint later"):
+        TrainerParts(plugins=[AsyncCheckpointIO]).build(Path()).added_to({"strategy": "auto"})
 
 
 def test_parts_of_the_settings_are_in_force_and_named_with_their_arguments(tmp_path: Path) -> None:
