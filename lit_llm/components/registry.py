@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
+from lit_llm.components.experts.resolved import EXPERTS
 from lit_llm.components.part import ROLES, STACKS, LayerComponent, Part
 from lit_llm.components.partial_attention.resolved import PARTIAL_ATTENTION
 from lit_llm.components.retention.resolved import RETENTION
@@ -55,7 +56,7 @@ def _problem(component: object) -> str:
 
 
 def _all() -> tuple[dict[str, LayerComponent], dict[str, str]]:
-    ours = {component.key: component for component in (RETENTION, PARTIAL_ATTENTION)}
+    ours = {component.key: component for component in (RETENTION, PARTIAL_ATTENTION, EXPERTS)}
     others, packages = dict[str, LayerComponent](), dict[str, str]()
     for package, component in _installed():
         if component.key in ours or component.key in others:

@@ -79,7 +79,8 @@ def initialise(model: LanguageModel, seed: int) -> None:
     """Fill the parameters with initial values.
 
     Scales begin at one, biases of matrices at zero, matrices with N(0, 1 / fan-in), embeddings and tables of relative
-    biases with N(0, 1 / d_model), as in T5. A module's `initial_std` overrides its matrices' standard deviation.
+    biases with N(0, 1 / d_model), as in T5. A module's `initial_std` overrides its matrices' standard deviation, and
+    its `initial_value` the start of its vectors.
 
     The standard deviation depends on a matrix's shape and not on the depth, so that stacks of different depth share
     their layers' values.
@@ -88,7 +89,8 @@ def initialise(model: LanguageModel, seed: int) -> None:
         for local_name, parameter in module.named_parameters(recurse=False):
             name = f"{path}.{local_name}".lstrip(".")
             if parameter.dim() < 2:
-                parameter.fill_(0.0 if local_name in ("bias", "output_bias") else 1.0)
+                start = 0.0 if local_name in ("bias", "output_bias") else 1.0
+                parameter.fill_(getattr(module, "initial_value", start))
                 continue
             # One formula: an embedding's rows are d_model wide, and a linear layer's fan-in is its last dimension.
             # Other tables set `initial_std`.

@@ -72,7 +72,7 @@ class ResolvedRetention(Part):
         mixing = pairs * (self.width + self.value_width) + (read + added) * self.state_entries
         return 2.0 * (tokens * products + mixing)
 
-    def cache_bytes(self, entry: int, encoder: bool) -> CacheBytes:
+    def cache_bytes(self, entry: int, encoder: bool, widths: Widths) -> CacheBytes:
         """Bytes of the state, in float32 in any precision: it is a sum over thousands of tokens."""
         return CacheBytes(states=FLOAT32 * self.state_entries)
 
