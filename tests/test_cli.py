@@ -46,7 +46,8 @@ def test_plan_json_has_every_promised_key() -> None:
     for arm in plan["arms"]:
         assert {
             "name", "differs", "derived", "seeds", "fingerprints", "parameters", "non_embedding_parameters",
-            "flops_per_token", "paper_flops_per_sequence", "kv_cache_bytes", "tokens", "loss_tokens", "memory_bytes",
+            "active_parameters", "flops_per_token", "paper_flops_per_sequence", "kv_cache_bytes", "tokens",
+            "loss_tokens", "memory_bytes",
         } <= arm.keys()  # fmt: skip
         assert arm["flops_per_token"].keys() == {"train", "prefill", "decode"}
         assert arm["kv_cache_bytes"]["total_at"]["prompt"] == arm["kv_cache_bytes"]["total_at"]["generate"] == 1000

@@ -17,6 +17,9 @@ from lit_llm.config.section import Section
 FLOAT32, BFLOAT16 = 4, 2
 """Bytes per number."""
 
+TRAINED_BUFFERS = ("bias_steps",)
+"""Names of buffers that training changes without a gradient. They are no parameters, and are saved with them."""
+
 TensorShape = tuple[int, ...]
 
 MatrixKind = Literal["query", "key", "value", "up", "out", "hidden", "table"]
@@ -152,8 +155,15 @@ class Part(Section):
     to mark these tokens."""
     not_compiled: ClassVar[str] = ""
     """Reason why its module does not compile to one graph; '' where it does."""
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """Fields that change how the part is trained, and not what it computes."""
     one_length: ClassVar[str] = ""
     """Reason why a compiled graph of it holds for rows of one length alone; '' where it holds for every length."""
+
+    @property
+    def differs_by_stack(self) -> str:
+        """Reason why one module cannot serve in an encoder and in a decoder; '' where it can."""
+        return ""
 
     def shapes(self, widths: Widths) -> dict[str, TensorShape]:
         """{name in its module: shape} of every parameter; matrices are (rows, columns)."""
@@ -195,6 +205,10 @@ class Part(Section):
         """{size: least value to which the audit may shrink it, where a smaller one would hide what settings do}."""
         return {}
 
+    def unused_parameters(self, widths: Widths) -> int:
+        """Number of parameters that one token does not use, of a part that chooses among them."""
+        return 0
+
     # --- FLOPs ---
 
     @property
@@ -216,7 +230,7 @@ class Part(Section):
 
     # --- memory ---
 
-    def cache_bytes(self, entry: int, encoder: bool) -> CacheBytes:
+    def cache_bytes(self, entry: int, encoder: bool, widths: Widths) -> CacheBytes:
         """Bytes kept between passes. entry: bytes per entry; encoder: whether an encoder reads the prompt."""
         return CacheBytes()
 
@@ -237,6 +251,10 @@ class Part(Section):
     def shares_mask(self) -> bool:
         """True where equal parts of a stack keep the same mask, and not one each."""
         return False
+
+    def bytes_for_later_layers(self, example: Example, precision: Precision) -> float:
+        """Bytes of activations that later layers read, which are kept even where the layer is computed again."""
+        return 0.0
 
     def mask_bytes(self, example: Example, precision: Precision) -> float:
         """Bytes of masks that a kernel keeps as numbers, once for all sequences."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
+from lit_llm.components.experts.resolved import EXPERTS
 from lit_llm.components.gated_deltanet.resolved import GATED_DELTANET
 from lit_llm.components.gla.resolved import GLA
 from lit_llm.components.mamba2.resolved import MAMBA2
@@ -58,7 +59,8 @@ def _problem(component: object) -> str:
 
 
 def _all() -> tuple[dict[str, LayerComponent], dict[str, str]]:
-    ours = {component.key: component for component in (RETENTION, GLA, GATED_DELTANET, MAMBA2, PARTIAL_ATTENTION)}
+    every = (RETENTION, GLA, GATED_DELTANET, MAMBA2, PARTIAL_ATTENTION, EXPERTS)
+    ours = {component.key: component for component in every}
     others, packages = dict[str, LayerComponent](), dict[str, str]()
     for package, component in _installed():
         if component.key in ours or component.key in others:

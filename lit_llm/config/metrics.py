@@ -46,15 +46,23 @@ MEANS = tuple(
 
 TRAIN_LOSS = Metric("train/loss", "lower", "nats per token", across_objectives=False)
 LEARNING_RATE = Metric("train/lr", None, "")
+LOSSES_AHEAD = tuple(
+    Metric(f"train/loss_ahead_{distance}", "lower", "nats per token", across_objectives=False)
+    for distance in range(2, 10)
+)
+"""Losses of the second, third, ... token on, in the last step; only models with `output.future_tokens` have them."""
 TEACHER_DIVERGENCE = Metric("train/teacher_divergence", "lower", "nats per token")
 GRAD_NORM = Metric("stability/grad_norm", None, "")
 LOSS_SPIKES = Metric("stability/loss_spikes", None, "spikes", across_tokenizers=True)
 MAX_GRAD_NORM = Metric("stability/max_grad_norm", None, "", across_tokenizers=True)
 MAX_ATTENTION_LOGIT = Metric("stability/max_attention_logit", None, "", across_tokenizers=True)
+BUSIEST_EXPERT = Metric("stability/busiest_expert", None, "share of choices", across_tokenizers=True)
+EXPERT_ENTROPY = Metric("stability/expert_entropy", None, "share of the largest entropy", across_tokenizers=True)
+"""Of the last step, in the layer whose experts have the least equal shares; only models with experts have them."""
 TOKENS_PER_SECOND = Metric("throughput/tokens_per_second", "higher", "tokens per second")
 FLOPS_PER_SECOND = Metric("throughput/flops_per_second", "higher", "FLOPs per second", across_tokenizers=True)
 MFU = Metric("throughput/mfu", "higher", "share of the device's peak", across_tokenizers=True)
-OF_TRAINING = (LOSS_SPIKES, MAX_GRAD_NORM, MAX_ATTENTION_LOGIT, TOKENS_PER_SECOND)
+OF_TRAINING = (LOSS_SPIKES, MAX_GRAD_NORM, MAX_ATTENTION_LOGIT, BUSIEST_EXPERT, EXPERT_ENTROPY, TOKENS_PER_SECOND)
 """Metrics of a whole training, besides those of its splits."""
 
 SCORES = frozenset({"acc", "acc_all", "acc_norm", "exact_match", "f1", "mcc", "bleu", "chrf", "chrf++", "likelihood"})
@@ -66,7 +74,16 @@ THROUGHPUT = "throughput/"
 FINETUNED, EVALUATED = "finetune/", "eval/"
 """Prefixes of metrics after finetuning, and of evaluations."""
 
-_OF_STEPS = (TRAIN_LOSS, LEARNING_RATE, TEACHER_DIVERGENCE, GRAD_NORM, *OF_TRAINING, FLOPS_PER_SECOND, MFU)
+_OF_STEPS = (
+    TRAIN_LOSS,
+    *LOSSES_AHEAD,
+    LEARNING_RATE,
+    TEACHER_DIVERGENCE,
+    GRAD_NORM,
+    *OF_TRAINING,
+    FLOPS_PER_SECOND,
+    MFU,
+)
 _BY_NAME = {metric.name: metric for metric in (*OF_SPLITS, NLL, *MEANS, *_OF_STEPS)}
 
 

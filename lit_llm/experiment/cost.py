@@ -53,6 +53,8 @@ class Cost:
     """Tokens of the finetuning if all examples had the largest length; 0 without one."""
     finetune_flops: float = 0.0
     """FLOPs of these tokens, forward and backward."""
+    active_parameters: int = 0
+    """Parameters that one token uses; all of them without experts."""
     before: SourceCost = SourceCost()
     """Share of the sources in tokens, loss tokens and FLOPs."""
     device_memory_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class Cost:
         return {
             "parameters": self.parameters,
             "non_embedding_parameters": self.non_embedding_parameters,
+            "active_parameters": self.active_parameters,
             "flops_per_token": {
                 "train": self.train_flops_per_token,
                 "prefill": self.prefill_flops_per_token,
@@ -97,6 +100,7 @@ class Cost:
 COST_FIGURES: dict[str, Callable[[Cost], float]] = {
     "parameters": lambda cost: cost.parameters,
     "non_embedding_parameters": lambda cost: cost.non_embedding_parameters,
+    "active_parameters": lambda cost: cost.active_parameters,
     "train_flops": lambda cost: cost.train_flops,
     "train_flops_per_token": lambda cost: cost.train_flops_per_token,
     "prefill_flops_per_token": lambda cost: cost.prefill_flops_per_token,
@@ -215,6 +219,7 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
         train_flops=per_window * windows + before.train_flops,
         finetune_tokens=tokens,
         finetune_flops=flops,
+        active_parameters=parameters.active,
         before=before,
         generates=continues(experiment.model.family),
     )

@@ -132,6 +132,13 @@ def _prefix_problems(stage: str, masks: MasksConfig, model: ModelConfig) -> Iter
         yield f"{stage}.masks.prefix", message
 
 
+def _sharding_problems(stage: str, training: TrainingConfig, model: ModelConfig) -> Iterator[tuple[str, str]]:
+    execution = training.execution
+    if execution.ranks > 1 and execution.strategy == "fsdp" and resolve_model(model).tie_layers:
+        message = "fsdp gathers the parameters of one layer at a time, and tied layers are two; use `strategy: ddp`"
+        yield f"{stage}.training.execution.strategy", message
+
+
 Trained = Literal["pretrain", "finetune"]
 """A stage that trains."""
 
@@ -182,6 +189,7 @@ class Pretrained(Section):
             )
             yield "pretrain.objective", message
         yield from _prefix_problems("pretrain", self.pretrain.masks, self.model)
+        yield from _sharding_problems("pretrain", self.pretrain.training, self.model)
         if self.adapt is not None:
             yield from _adaptation_problems(self, self.adapt)
 
@@ -360,6 +368,7 @@ class Experiment(Pretrained):
             findings += _prefix_problems("finetune", self.finetune.masks, self.model)
             if problem := optimizer_problem(self.model.parametrization, self.finetune.training.optimizer):
                 findings.append(("finetune.training.optimizer", problem))
+            findings += _sharding_problems("finetune", self.finetune.training, self.model)
         if self.evaluate is not None:
             problems = self.evaluate.problems(self.pretrain.data.sequence_length)
             findings += [(f"evaluate.{key}", message) for key, message in problems]

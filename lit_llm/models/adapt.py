@@ -26,6 +26,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from lit_llm.components.part import TRAINED_BUFFERS
+from lit_llm.components.registry import COMPONENTS
 from lit_llm.config.section import Section
 from lit_llm.models.parameters import parameter_shapes
 from lit_llm.models.resolve import ResolvedModel
@@ -95,9 +97,9 @@ def _adaptation(target: ResolvedModel, sources: Sources) -> Adaptation:
     # These parts are taken whole or not at all, with their norms.
     drawn = {
         name.partition(part)[0] + part
-        for part in (".cross_attention", ".feed_forward")
+        for part in (".cross_attention", *(f".{key}" for key in _networks()))
         for name in lacking
-        if f"{part}." in name and len(shapes[name]) > 1
+        if f"{part}." in name and len(shapes[name]) > 1 and ".convolution." not in name
     }
     lacking |= {name for name in shapes if name.startswith(tuple(drawn))}
     taken = {name: origin for name, origin in origins.items() if name not in lacking}
@@ -109,6 +111,11 @@ def _adaptation(target: ResolvedModel, sources: Sources) -> Adaptation:
         if not _is_used(side, origin_name, sources, used)
     }
     return Adaptation(taken, tuple(name for name in shapes if name in lacking), tuple(left))
+
+
+def _networks() -> list[str]:
+    """Names of the feed-forward network and of the components that stand in its place."""
+    return ["feed_forward", *(key for key, component in COMPONENTS.items() if component.role == "feed_forward")]
 
 
 Altered = tuple[str, Any, Any]
@@ -193,8 +200,8 @@ def _source_name(name: str, target: ResolvedModel, source: ResolvedModel) -> str
         return name.removeprefix("encoder_") if other or shared else name
     if stack not in ("encoder", "decoder"):
         return name
-    if other and stack == "encoder" and "relative_bias" in name:
-        return ""  # a causal bias has no distances to later tokens
+    if other and stack == "encoder" and ("relative_bias" in name or ".convolution." in name):
+        return ""  # what is causal has no distances to later tokens
     if match := re.match(r"layers\.(\d+)\.(.*)", inside):
         place = layers_taken(len(getattr(target, stack)), _source_depth(stack, target, source))[int(match[1])]
         inside = f"layers.{place}.{match[2]}"
@@ -204,5 +211,14 @@ def _source_name(name: str, target: ResolvedModel, source: ResolvedModel) -> str
 
 
 def adapted(adaptation: Adaptation, states: Mapping[Side, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """{name: value} of every parameter of the target that has a source. states: the sources' state dicts."""
-    return {name: states[side][source_name] for name, (side, source_name) in adaptation.taken.items()}
+    """{name: value} of every parameter of the target that has a source, and of trained buffers of its module.
+
+    states: the sources' state dicts.
+    """
+    values = {name: states[side][source_name] for name, (side, source_name) in adaptation.taken.items()}
+    for name, (side, source_name) in adaptation.taken.items():
+        module, source_module = (each.rpartition(".")[0] for each in (name, source_name))
+        for buffer in TRAINED_BUFFERS:
+            if (value := states[side].get(f"{source_module}.{buffer}")) is not None:
+                values[f"{module}.{buffer}"] = value
+    return values

@@ -24,6 +24,13 @@ class Parameters:
     total: int
     embedding: int
     """Entries of all matrices of the vocabulary, including the output's."""
+    unused: int = 0
+    """Parameters of experts that one token does not use, and of layers for further tokens, which training alone has."""
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token uses outside of training."""
+        return self.total - self.unused
 
     @property
     def non_embedding(self) -> int:
@@ -32,8 +39,16 @@ class Parameters:
 
 def count_parameters(model: ResolvedModel) -> Parameters:
     """Exact numbers of parameters, equal to those of the built module."""
-    total = sum(map(math.prod, parameter_shapes(model).values()))
-    return Parameters(total, sum(map(math.prod, embedding_shapes(model).values())))
+    shapes = parameter_shapes(model)
+    unused = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("decoder.future."))
+    unused += sum(
+        part.unused_parameters(model.widths(side))
+        for side, layers in model.stacks
+        for layer in layers
+        for _, part in layer.parts
+    )
+    total = sum(map(math.prod, shapes.values()))
+    return Parameters(total, sum(map(math.prod, embedding_shapes(model).values())), unused)
 
 
 @dataclass(frozen=True)
@@ -87,8 +102,17 @@ def _output_flops(model: ResolvedModel) -> float:
 
 
 def train_flops(model: ResolvedModel, shape: Shape) -> float:
-    """FLOPs of one forward and backward pass over one example."""
-    return 3.0 * forward_flops(model, shape)
+    """FLOPs of one forward and backward pass over one example, with those of layers for further tokens."""
+    return 3.0 * (forward_flops(model, shape) + _future_flops(model, shape))
+
+
+def _future_flops(model: ResolvedModel, shape: Shape) -> float:
+    """FLOPs of the layers for further tokens, each with as many outputs as the next token has."""
+    if not (ahead := model.output.future_tokens):
+        return 0.0
+    *_, (side, layer, example) = examples(model, shape)
+    layer_flops = sum(part.flops(example, model.widths(side)) for _, part in layer.parts)
+    return ahead * (layer_flops + shape.outputs * _output_flops(model))
 
 
 def paper_flops(model: ResolvedModel, sequence_length: int) -> float:
@@ -166,7 +190,8 @@ def cache_bytes(model: ResolvedModel, bytes_per_entry: int) -> CacheBytes:
     decoder-only model caches self-attention's of both. Keys and values that layers share are cached once.
     """
     parts = [part for layer in model.decoder for _, part in layer.parts]
-    kept = sum((part.cache_bytes(bytes_per_entry, bool(model.encoder)) for part in parts), CacheBytes())
+    encoder, widths = bool(model.encoder), model.widths("decoder")
+    kept = sum((part.cache_bytes(bytes_per_entry, encoder, widths) for part in parts), CacheBytes())
     if model.shared_kv:
         each = 2 * model.shared_kv.kv_width * bytes_per_entry
         kept += CacheBytes(per_source_token=each, per_generated_token=each)

@@ -152,7 +152,7 @@ class EncoderDecoder(LanguageModel):
         shared, width = config.tie_embeddings in ("all", "inputs"), config.width("encoder")
         self.encoder_embedding = None if shared else nn.Embedding(config.vocabulary, width)
         self.encoder_embedding_norm = Norm(config.norm, width) if config.embedding.norm else None
-        self.encoder = Stack(config, "encoder")
+        self.encoder = Stack(config, "encoder", tied_to=self.decoder if config.tie_layers else None)
 
     def encode(
         self,

@@ -23,12 +23,17 @@ def parameter_shapes(model: ResolvedModel) -> dict[str, TensorShape]:
     if model.output.head == "dense":
         shapes |= {"head.dense.weight": (d_model, d_model), **_norm("head.norm", model.norm, d_model)}
     for side, layers in model.stacks:
+        has_own = not (model.tie_layers and side == "encoder")
         alike: dict[tuple[int, bool], dict[str, TensorShape]] = {}
-        for index, layer in enumerate(layers):
+        for index, layer in enumerate(layers if has_own else ()):
             key = id(layer), index == 0
             if key not in alike:
                 alike[key] = _layer(layer, model, side, first=index == 0)
             shapes |= {f"{side}.layers.{index}.{name}": shape for name, shape in alike[key].items()}
+        if side == "decoder":
+            for number in range(model.output.future_tokens):
+                head = _layer(layers[-1], model, side, first=False)
+                shapes |= {f"{side}.future.{number}.{name}": shape for name, shape in head.items()}
         last = bool(layers) and model.norm.placement != "post"
         shapes |= _norm(f"{side}.norm", model.norm, model.width(side), last)
         for layer in layers:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import Field, InstanceOf, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from lit_llm.components.attention.resolved import Place, ResolvedAttention, resolve_attention
 from lit_llm.components.embedding.config import EmbeddingConfig, OutputConfig
@@ -21,6 +21,8 @@ from lit_llm.components.registry import COMPONENTS
 from lit_llm.components.residual.config import AnyResidual, Residual
 from lit_llm.config.section import Items, Section, set_fields
 from lit_llm.config.tree import KIND
+from lit_llm.models.layer import Layer
+from lit_llm.models.layers_together import convolution_problem, tying_problem, value_residual_problem, with_first_values
 
 if TYPE_CHECKING:
     from lit_llm.models.sections import AnyModel
@@ -29,43 +31,6 @@ P = TypeVar("P", bound=Part)
 
 STACKS = ("encoder", "decoder", "self_decoder", "cross_decoder")
 """Keys of the stacks of layers of all families."""
-
-
-class Layer(Section):
-    """One layer with all settings resolved: its parts by name, in the order in which they act."""
-
-    parts: Items[tuple[str, SerializeAsAny[InstanceOf[Part]]]]
-
-    def part(self, name: str) -> Part | None:
-        """The part of that name; None where the layer has none."""
-        return next((part for key, part in self.parts if key == name), None)
-
-    @property
-    def self_attention(self) -> ResolvedAttention | None:
-        """The layer's self-attention; None where another sequence mixer replaces it."""
-        part = self.part("self_attention")
-        return part if isinstance(part, ResolvedAttention) else None
-
-    @property
-    def cross_attention(self) -> ResolvedAttention | None:
-        """The layer's cross-attention; None where the layer reads no source, or reads it in its self-attention."""
-        part = self.part("cross_attention")
-        return part if isinstance(part, ResolvedAttention) else None
-
-    @property
-    def feed_forward(self) -> FeedForwardConfig | None:
-        """The layer's feed-forward network; None where another component replaces it."""
-        part = self.part("feed_forward")
-        return part if isinstance(part, FeedForwardConfig) else None
-
-    @property
-    def for_last_token(self) -> bool:
-        """Whether the layer processes only the last token of a prompt."""
-        return any(part.for_last_token for _, part in self.parts)
-
-    @model_serializer(mode="wrap")
-    def _by_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return dict(handler(self)["parts"])
 
 
 class ResolvedModel(Section):
@@ -83,6 +48,8 @@ class ResolvedModel(Section):
     parametrization: Parametrization = Field(Parametrization(), exclude_if=lambda value: value == Parametrization())
     encoder_d_model: int | None = Field(None, exclude_if=lambda value: value is None)
     """The encoder's width, where it differs from `d_model`."""
+    tie_layers: bool = Field(False, exclude_if=lambda value: not value)
+    """Whether the encoder's layers are parts of the decoder's, which then has their parameters."""
     encoder: Items[Layer]
     decoder: Items[Layer]
     """Layers of the decoder; in a decoder-decoder the self-decoder's, then the cross-decoder's, which share keys."""
@@ -136,6 +103,8 @@ def not_analysed(model: ResolvedModel) -> str:
     shows = "it looks at self-attention, and at cross-attention in every layer of a decoder, with norms before them"
     if model.family == "encoder_only":
         return f"an encoder-only model has no targets; {shows}"
+    if model.tie_layers:
+        return f"the attentions of the encoder are those of the decoder; {shows} of each stack"
     if model.shared_kv is not None:
         return f"the cross-decoder's layers have no keys and values of their own; {shows}"
     if not model.norm.before or model.norm.skip_first:
@@ -182,6 +151,7 @@ def _resolve(config: AnyModel) -> ResolvedModel:
         initialisation=config.initialisation,
         parametrization=config.parametrization.resolved(widths, depths),
         encoder_d_model=_width(config, "encoder") if _width(config, "encoder") != config.d_model else None,
+        tie_layers=getattr(config, "tie_layers", False),
         encoder=encoder,
         decoder=tuple(layer for layers in decoder for layer in layers),
     )
@@ -196,7 +166,7 @@ def _layers(config: Any, side: str) -> tuple[Layer, ...]:
         if overridden not in alike:
             alike[overridden] = _layer(config, side, index)
         layers.append(alike[overridden])
-    return tuple(layers)
+    return with_first_values(tuple(layers))
 
 
 def _width(config: Any, side: str) -> int:
@@ -365,6 +335,18 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
         all_buildable = all_buildable and buildable
         if buildable and (problem := _bias_problem(config, side)):
             yield f"{side}.{SELF_ATTENTION_KEY[side]}", problem
+        if buildable and (problem := value_residual_problem(_layers(config, side))):
+            yield f"{side}.{SELF_ATTENTION_KEY[side]}", problem
+    if config.output.future_tokens and config.family not in ("decoder", "encoder_decoder"):
+        message = f"layers for further tokens stand behind a decoder's last but one, and this model is {config.family}"
+        yield "output.future_tokens", message
+    if all_buildable and getattr(config, "tie_layers", False):
+        if (width := _width(config, "encoder")) != config.d_model:
+            yield "tie_layers", f"the encoder is {width} wide and the decoder {config.d_model}"
+        elif problem := tying_problem(_layers(config, "encoder"), _layers(config, "decoder")):
+            yield "tie_layers", problem
+    if all_buildable and (problem := convolution_problem(_layers(config, "cross_decoder"))):
+        yield "cross_decoder.feed_forward", problem
     if all_buildable and (problem := _sharing_problem(config)):
         yield "cross_decoder.cross_attention", problem
 
@@ -410,7 +392,7 @@ def _bias_problem(config: Any, side: str) -> str:
 
 _ATTENTIONS = ("attention", "self_attention", "cross_attention")
 _SHAPE = {"heads", "kv_heads", "head_dim", "rope", "relative_bias", "relative_buckets", "window", "window_right"}
-_SHAPE |= {"rope_factor", "rope_scaling", "rope_original_length", "rope_fraction"}
+_SHAPE |= {"rope_factor", "rope_scaling", "rope_original_length", "rope_fraction", "value_residual"}
 """Keys that can make an attention impossible."""
 
 

@@ -52,7 +52,7 @@ def parameter_roles(model: ResolvedModel) -> dict[str, ParameterRole]:
     return {name: _role(name, shape, model) for name, shape in parameter_shapes(model).items()}
 
 
-_OF_LAYER = re.compile(r"(?:encoder|decoder)\.layers\.(\d+)\.(\w+)\.(.+)")
+_OF_LAYER = re.compile(r"(?:encoder|decoder)\.(?:layers\.(\d+)|future\.\d+)\.(\w+)\.(.+)")
 
 
 def _role(name: str, shape: TensorShape, model: ResolvedModel) -> ParameterRole:
@@ -66,7 +66,7 @@ def _role(name: str, shape: TensorShape, model: ResolvedModel) -> ParameterRole:
     if (match := _OF_LAYER.fullmatch(name)) is None:
         return ParameterRole(_kind_outside(name, shape, model), shape, width, width, side=side)
     layers = getattr(model, side)
-    part, depth = layers[int(match[1])].part(match[2]), rules.depth_multiplier(len(layers))
+    part, depth = layers[int(match[1] or -1)].part(match[2]), rules.depth_multiplier(len(layers))
     if len(shape) < 2 or part is None:
         return ParameterRole("vector", shape, width, width, depth, side)
     inputs = rules.width_multiplier(model.width("encoder")) if match[3] in part.source_matrices else width
@@ -173,11 +173,15 @@ def scaling_problems(config: AnyModel) -> Iterator[tuple[str, str]]:
         yield "parametrization", "completep divides branches of a stream that no norm interrupts; use another placement"
     if kind == "completep" and residual != "none":
         yield "residual", f"{residual}: completep multiplies the branches itself; leave one of them out"
-    unscaled = (
-        () if kind == "standard" else sorted({name for part in resolve_model(config).parts for name in part.unscaled})
-    )
+    unscaled: set[str] = set()
+    if kind != "standard":
+        unscaled = {name for part in resolve_model(config).parts for name in part.unscaled}
+        unscaled |= {"output.future_tokens"} if config.output.future_tokens else set()
     if unscaled:
-        yield "parametrization", f"{kind} has no rule for {', '.join(unscaled)}; use standard, or layers without them"
+        yield (
+            "parametrization",
+            f"{kind} has no rule for {', '.join(sorted(unscaled))}; use standard, or layers without them",
+        )
     if residual == "deepnorm":
         yield from _deepnorm_problems(config)
 

@@ -204,6 +204,10 @@ class EncoderDecoderModel(_Shared):
     tie_embeddings: Literal["all", "inputs", "decoder", "none"] = "all"
     """all: encoder input, decoder input and output are one matrix; inputs: only the two inputs are; decoder: only the
     decoder's input and the output are (T5Gemma)."""
+    tie_layers: bool = False
+    """Make the encoder of the decoder's layers: self-attention, feed-forward network and the norms around them are the
+    same in both stacks, layer by layer, and counted once. Cross-attention and the norm after each stack stay their own.
+    After Tied Transformers (Xia et al., AAAI 2019, doi 10.1609/aaai.v33i01.33015466)."""
 
 
 class EncoderOnlyModel(_Shared):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -36,14 +36,26 @@ class Block(nn.Module):
     parallel  as pre, but each part reads the layer's input, not what the parts before it have added to it
     """
 
-    def __init__(self, layer: Layer, model: ResolvedModel, side: str, first: bool) -> None:
-        """side: encoder or decoder; first: whether the layer is the first of its stack."""
+    def __init__(
+        self, layer: Layer, model: ResolvedModel, side: str, first: bool, tied_to: Block | None = None
+    ) -> None:
+        """Build a layer.
+
+        Args:
+            layer: Its parts.
+            model: The model that it belongs to.
+            side: encoder or decoder.
+            first: Whether the layer is the first of its stack.
+            tied_to: A layer whose parts and norms are also those of this one, which then has no parameters.
+        """
         super().__init__()
+        # In a tuple, so that they are modules of the other layer alone: counted, saved and updated once.
+        self._tied_to = () if tied_to is None else (tied_to,)
         widths, norm = model.widths(side), model.norm
         self.placement = norm.placement
         self.parts = tuple(name for name, _ in layer.parts)
         """Names of the parts' modules, in the order in which they act."""
-        for number, (name, part) in enumerate(layer.parts):
+        for number, (name, part) in enumerate(() if self._tied_to else layer.parts):
             self._norms(name, norm, widths.row, skip=first and number == 0 and norm.skip_first)
             branch = model.residual.branch_shape(widths.row)
             scale = None if branch is None else BranchScale(branch, model.residual.initial)
@@ -53,9 +65,14 @@ class Block(nn.Module):
         """Factors of the residual stream and of each branch, where they are added."""
         self.dropout = nn.Dropout(0.0)
 
+    @property
+    def _owner(self) -> Block:
+        """The layer that has the modules."""
+        return self._tied_to[0] if self._tied_to else self
+
     def part(self, name: str) -> LayerPart:
         """The module of that name."""
-        return cast(LayerPart, getattr(self, name))
+        return cast(LayerPart, getattr(self._owner, name))
 
     def prepare(self, context: ForwardContext, cache: Mapping[str, Cache]) -> dict[str, Any]:
         """{part: its inputs for `forward`}, made before the layers run."""
@@ -74,11 +91,11 @@ class Block(nn.Module):
 
     def norm_before(self, part: str) -> nn.Module | None:
         """The norm of a part's input; None where it has none."""
-        return cast("nn.Module | None", getattr(self, f"{part}_norm"))
+        return cast("nn.Module | None", getattr(self._owner, f"{part}_norm"))
 
     def norm_of_added(self, part: str) -> nn.Module | None:
         """The norm of a part's output before it is added to the residual stream; None where it has none."""
-        return None if self.placement == "post" else cast("nn.Module | None", getattr(self, f"{part}_post_norm"))
+        return None if self.placement == "post" else cast("nn.Module | None", getattr(self._owner, f"{part}_post_norm"))
 
     def _normed_input(self, part: str, x_BTD: Tensor) -> Tensor:
         norm = self.norm_before(part)
@@ -86,7 +103,7 @@ class Block(nn.Module):
         return cast_once(x_BTD if norm is None else norm(x_BTD))
 
     def _add_output(self, part: str, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
-        norm, scale = self.norm_of_added(part), getattr(self, f"{part}_branch")
+        norm, scale = self.norm_of_added(part), getattr(self._owner, f"{part}_branch")
         added_BTD = self._drop(out_BTD if norm is None else norm(out_BTD))
         added_BTD = added_BTD if scale is None else scale(added_BTD)
         stream_BTD = x_BTD if self.stream_factor == 1 else x_BTD * self.stream_factor
@@ -95,7 +112,7 @@ class Block(nn.Module):
         else:
             sum_BTD = torch.add(stream_BTD, added_BTD, alpha=self.branch_factor)
         if self.placement == "post":
-            return cast(Tensor, getattr(self, f"{part}_post_norm")(sum_BTD))
+            return cast(Tensor, getattr(self._owner, f"{part}_post_norm")(sum_BTD))
         return sum_BTD
 
     def _drop(self, out_BTD: Tensor) -> Tensor:
@@ -118,10 +135,20 @@ def apply_block(block: Block, x_BTD: Tensor, inputs: Mapping[str, Any]) -> Tenso
 class Stack(nn.Module):
     """Layers and the norm after the last of them."""
 
-    def __init__(self, model: ResolvedModel, side: str) -> None:
+    def __init__(self, model: ResolvedModel, side: str, tied_to: Stack | None = None) -> None:
+        """tied_to: a stack whose layers have the modules of this one's."""
         super().__init__()
         layers: tuple[Layer, ...] = getattr(model, side)
-        self.layers = nn.ModuleList(Block(layer, model, side, index == 0) for index, layer in enumerate(layers))
+        owners = [None] * len(layers) if tied_to is None else tied_to._blocks()
+        self.layers = nn.ModuleList(
+            Block(layer, model, side, index == 0, owner)
+            for index, (layer, owner) in enumerate(zip(layers, owners, strict=True))
+        )
+        ahead = model.output.future_tokens if side == "decoder" else 0
+        self.future = nn.ModuleList(Block(layers[-1], model, side, False) for _ in range(ahead))
+        """Layers beside the last, each for a further token."""
+        self.future_states: list[Tensor] = []
+        """States of the last pass in training from which further tokens are predicted: B x T x D each."""
         self.norm = self._norm_after(model, side)
         self.shared = tuple(self._add_shared())
         """Names of the modules that all layers share."""
@@ -134,7 +161,19 @@ class Stack(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
         """B x T x D -> B x T x D, in training, evaluation and cached decoding alike."""
-        return self._apply_final_norm(self._run(x_BTD, context, 0, len(self.layers)))
+        last = len(self.layers)
+        if not (len(self.future) and self.training and torch.is_grad_enabled()):
+            return self._apply_final_norm(self._run(x_BTD, context, 0, last))
+        x_BTD = self._run(x_BTD, context, 0, last - 1)
+        out_BTD = self._apply_final_norm(self._run(x_BTD, context, last - 1, last))
+        heads = cast("list[Block]", list(self.future))
+        self.future_states = [self._apply_final_norm(self._run_blocks([head], x_BTD, context)) for head in heads]
+        return out_BTD
+
+    def take_future_states(self) -> list[Tensor]:
+        """States from which further tokens are predicted, of the last pass in training; they are handed out once."""
+        states, self.future_states = self.future_states, []
+        return states
 
     def new_cache(self, rows: CacheRows) -> StackCache:
         """An empty cache for all layers."""
@@ -161,13 +200,23 @@ class Stack(nn.Module):
 
     def _run(self, x_BTD: Tensor, context: ForwardContext, first: int, last: int) -> Tensor:
         """Run the layers `first` to `last` (exclusive), after preparing the inputs of all of them."""
+        kept = None if context.cache is None else context.cache.layers[first:last]
+        return self._run_blocks(self._blocks()[first:last], x_BTD, context, kept)
+
+    def _run_blocks(
+        self,
+        blocks: Sequence[Block],
+        x_BTD: Tensor,
+        context: ForwardContext,
+        kept: Sequence[Mapping[str, Cache]] | None = None,
+    ) -> Tensor:
+        """Run blocks. kept: their caches."""
         # Evaluations run eagerly: their shapes and hooks would compile further graphs.
         trains = self.training and torch.is_grad_enabled()
         apply = self.apply_in_training if trains else apply_block
         context.flex = self.flex_in_training if trains else None
         context.stack_modules = {name: getattr(self, name) for name in self.shared}
-        blocks = self._blocks()[first:last]
-        kept = [{}] * len(blocks) if context.cache is None else context.cache.layers[first:last]
+        kept = [{}] * len(blocks) if kept is None else kept
         inputs = [block.prepare(context, cache) for block, cache in zip(blocks, kept, strict=True)]
         for block, prepared in zip(blocks, inputs, strict=True):
             if self.recompute and torch.is_grad_enabled():

@@ -117,6 +117,36 @@ class Batch:
         part._count()
         return part
 
+    def ahead(self, distance: int) -> tuple[Tensor, Tensor]:
+        """Targets further on, for the positions whose next token counts too, both in one document.
+
+        Returns:
+            B x T ids: the target `distance` positions after each one; N places of those that count, as indices into
+            B·T. Their number is read from the device.
+        """
+        count_BT = self.weights > 0
+        both_BT = count_BT & count_BT.roll(-distance, 1)
+        both_BT[:, -distance:] = False  # came around from the row's beginning
+        if (documents := self.inputs.get("documents_BT")) is not None:
+            both_BT &= documents == documents.roll(-distance, 1)
+        return self.targets.roll(-distance, 1), both_BT.flatten().nonzero().squeeze(-1)
+
+    def read_tokens(self, side: str) -> Tensor:
+        """B x S or B x T, boolean: tokens of the encoder's or decoder's rows without padding, up to the last target.
+
+        A row without a target that counts has none. side: encoder or decoder; an encoder-only model has the first.
+        """
+        reaches_target_BT = self.weights.flip(1).cumsum(1).flip(1) > 0
+        if side == "decoder":
+            read, documents = reaches_target_BT, self.inputs.get("documents_BT")
+        else:
+            tokens = self.inputs["source_BS" if "source_BS" in self.inputs else "tokens_BT"]
+            read = reaches_target_BT[:, :1].expand(tokens.shape)
+            if (lengths := self.inputs.get("source_lengths")) is not None:
+                read = read & (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None])
+            documents = self.inputs.get("documents_BS")
+        return read if documents is None else read & (documents != PAD_DOCUMENT)
+
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
         made = copy.copy(self)
         made.inputs = _of_tensors(self.inputs, function)

@@ -83,6 +83,8 @@ def strategy_of(experiment: Experiment, stage: Trained) -> Shared | None:
         return None
     if execution.strategy != "auto":
         return execution.strategy
+    if resolve_model(experiment.model).tie_layers:
+        return "ddp"
     memory = gpu_memory() if execution.accelerator != "cpu" else None
     too_small = memory is not None and memory_of(experiment, stage, "ddp") > memory
     return "fsdp" if too_small and not training.eight_bit else "ddp"

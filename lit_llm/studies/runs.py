@@ -459,5 +459,6 @@ def _costs(experiment: Experiment) -> dict[Figure, float]:
         "train_flops": cost.train_flops + cost.finetune_flops,
         "parameters": float(cost.parameters),
         "non_embedding_parameters": float(cost.non_embedding_parameters),
+        "active_parameters": float(cost.active_parameters),
         "kv_cache_bytes": float(cost.cache.total(prompt, answer)),
     }

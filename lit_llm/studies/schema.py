@@ -272,7 +272,13 @@ By = Literal["none", "tokens", "loss_tokens", "parameters", "train_flops"]
 
 
 Figure = Literal[
-    "inference_flops", "train_flops", "training_seconds", "parameters", "non_embedding_parameters", "kv_cache_bytes"
+    "inference_flops",
+    "train_flops",
+    "training_seconds",
+    "parameters",
+    "non_embedding_parameters",
+    "active_parameters",
+    "kv_cache_bytes",
 ]
 
 

@@ -45,7 +45,7 @@ def compile_blocks(model: LanguageModel, lengths_vary: bool, backend: Backend = 
     # Dropout drops the entries that it drops eagerly, so it stays paired between arms.
     inductor.fallback_random = True
     stacks = _stacks_of(model)
-    _begin(GRAPHS * sum(len(stack.layers) for stack in stacks))
+    _begin(GRAPHS * sum(len(stack.layers) + len(stack.future) for stack in stacks))
     apply = _compiled(apply_block, "a block", lengths_vary, backend)
     for stack in stacks:
         stack.apply_in_training = apply

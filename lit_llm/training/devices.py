@@ -210,7 +210,7 @@ def shard(model: LanguageModel, mesh: torch.distributed.device_mesh.DeviceMesh) 
     The rest is gathered for a whole step, since the loss reads the embedding after the forward pass.
     """
     for module in [module for module in model.modules() if isinstance(module, Stack)]:
-        for block in module.layers:
+        for block in [*module.layers, *module.future]:
             fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")

@@ -58,7 +58,7 @@ def block_parameters(model: ResolvedModel) -> list[int]:
     """Number of parameters of every block of layers, which are sharded as a unit."""
     sizes: dict[tuple[str, ...], int] = {}
     for name, shape in parameter_shapes(model).items():
-        if ".layers." in name:
+        if ".layers." in name or ".future." in name:
             block = tuple(name.split(".")[:3])
             sizes[block] = sizes.get(block, 0) + math.prod(shape)
     return list(sizes.values())
@@ -102,6 +102,8 @@ def training_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape,
     """Bytes of the state, of the tensors that one micro-batch keeps for its backward pass, and of the loss."""
     kept = sequences * activation_bytes(model, training, shape) + loss_bytes(model, sequences * shape.outputs)
     kept += mask_bytes(model, training, shape) + output_gradient_bytes(model)
+    # Those of the losses of further tokens are kept until the backward pass.
+    kept += model.output.future_tokens * output_gradient_bytes(model) / 2
     # Masters are updated with float32 gradients, after the tensors of the passes are freed.
     master = training.precision == "bf16_master"
     stepping = count_parameters(model).total * (FLOAT32 - BFLOAT16) if master else 0
@@ -159,12 +161,13 @@ def _precision(training: TrainingConfig) -> Precision:
 def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape) -> float:
     """Bytes kept for the backward pass over one example, with fused kernels that store no attention scores.
 
-    With activation checkpointing: the inputs of all layers, the encoder's output, and the inside of the largest layer.
+    With activation checkpointing: the inputs of all layers, what later layers read of earlier ones, the encoder's
+    output, and the inside of the largest layer.
     """
     precision, norm, source = _precision(training), model.norm, shape.source if model.encoder else 0.0
     # A norm keeps its input, and nothing for its learned scale. One on a part's output reads what its matrices made.
     norms = precision.residual * (norm.before or norm.placement == "post") + precision.compute * norm.after
-    inputs, insides, encoder_is_read = list[float](), list[float](), False
+    inputs, insides, encoder_is_read, for_later = list[float](), list[float](), False, 0.0
     for side, layer, example in examples(model, replace(shape, to_go_on=False)):
         widths, inside = model.widths(side), 0.0
         for number, (_, part) in enumerate(layer.parts):
@@ -174,6 +177,7 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
             learned = precision.compute if model.residual.branch_shape(widths.row) else 0  # the input of its factor
             inside += example.row * widths.row * (read + learned) + part.activation_bytes(example, widths, precision)
             encoder_is_read |= part.reads_encoder
+            for_later += part.bytes_for_later_layers(example, precision)
         inputs.append(example.row * widths.row)
         insides.append(inside)
     outputs = source * model.width("encoder"), shape.target * model.d_model
@@ -184,10 +188,16 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
         kept += shape.target * shared.shared_activation_bytes(model.widths("decoder"), precision)
     # The loss's gradient with respect to the last norm's output, for the counted positions only.
     kept += shape.outputs * model.d_model * precision.residual
-    if not training.execution.activation_checkpointing:
+    # Layers for further tokens read the last layer's input. Each keeps what that layer keeps, the input of the norm
+    # behind it, and the loss's gradient.
+    recomputed = training.execution.activation_checkpointing
+    beside = 0.0 if recomputed else insides[-1] - inputs[-1] * precision.residual * norm.before
+    beside += (outputs[1] + shape.outputs * model.d_model) * precision.residual
+    kept += model.output.future_tokens * beside
+    if not recomputed:
         return (
             kept + sum(insides) + (outputs[0] * precision.compute if encoder_is_read and not precision.autocast else 0)
         )
     # What a layer's first norm keeps is counted as the layer's input.
     inner = max(inside - entries * precision.residual for inside, entries in zip(insides, inputs, strict=True))
-    return kept + inner + (sum(inputs) + (outputs[0] if encoder_is_read else 0)) * precision.residual
+    return kept + for_later + inner + (sum(inputs) + (outputs[0] if encoder_is_read else 0)) * precision.residual

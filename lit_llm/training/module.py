@@ -16,11 +16,12 @@ from torch.distributed.fsdp import FSDPModule
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.liger import liger_kernels
 from lit_llm.components.loss.module import Losses, LossWeights, Teacher, target_loss
-from lit_llm.config.metrics import GRAD_NORM, LEARNING_RATE, TEACHER_DIVERGENCE, TRAIN_LOSS
+from lit_llm.config.metrics import GRAD_NORM, LEARNING_RATE, LOSSES_AHEAD, TEACHER_DIVERGENCE, TRAIN_LOSS
 from lit_llm.models.build import generator
 from lit_llm.models.families import DecoderOnly, LanguageModel
 from lit_llm.models.stacks import Stack
 from lit_llm.objectives.collate import Batch, causal_text
+from lit_llm.training.balance import ExpertBalance, ExpertLoad
 from lit_llm.training.config import DistillConfig, TrainingConfig
 from lit_llm.training.devices import is_sharded, shard
 from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
@@ -45,10 +46,15 @@ class StepReport:
     """Target tokens, over all devices."""
     divergence: float | None = None
     """Divergence from the teacher, in nats per target token; None without a teacher."""
+    losses_ahead: tuple[float, ...] = ()
+    """Nats per token of further tokens, the nearest first."""
+    expert_load: ExpertLoad | None = None
+    """Shares of the experts in the whole batch; None without experts."""
 
     def metrics(self) -> dict[str, float]:
         """The step's metrics by name."""
         values = {TRAIN_LOSS.name: self.loss, LEARNING_RATE.name: self.lr, GRAD_NORM.name: self.grad_norm}
+        values |= {metric.name: nats for metric, nats in zip(LOSSES_AHEAD, self.losses_ahead, strict=False)}
         return values if self.divergence is None else {**values, TEACHER_DIVERGENCE.name: self.divergence}
 
 
@@ -80,6 +86,7 @@ class LitModel(L.LightningModule):
         self.automatic_optimization = False
         self.model: LanguageModel = model
         self.training_config, self.seed = training, seed
+        self._experts = ExpertBalance(model)
         self.report: StepReport | None = None
         # In a tuple, so that the teacher is not a submodule, which checkpoints would save.
         self._warm_start, self._frozen = (warm_start or WarmStart(),), False
@@ -124,6 +131,8 @@ class LitModel(L.LightningModule):
     def trained_model(self) -> LanguageModel:
         """The model with the weights that are saved at the end, in float32. Training cannot go on after this."""
         for masters in self._masters:
+            for buffer, trained in zip(masters.buffers(), self.model.buffers(), strict=True):
+                buffer.copy_(trained)
             if is_sharded(masters):
                 return masters
             self.model.float().load_state_dict(masters.state_dict())
@@ -150,6 +159,7 @@ class LitModel(L.LightningModule):
         # Filled on the device: a copy from the host would wait for it.
         counted = torch.full((), float(batch.total), device=self.device)
         total, divergence = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        ahead = torch.zeros(2 * self.model.config.output.future_tokens, device=self.device)
         micro_batches = list(batch.micro_batches(config.execution.micro_batch_size or len(batch)))
         for number, piece in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
@@ -157,8 +167,13 @@ class LitModel(L.LightningModule):
                 with self._dropout(number):
                     hidden_BTD = self.model.hidden(**piece.inputs)
                 losses = self._losses(hidden_BTD, piece)
+                objective = losses.objective
+                if len(ahead):
+                    objective = objective + self._losses_ahead(piece, ahead)
+                if self._experts.layers:
+                    objective = objective + self._experts.loss(piece)
                 # Devices average their gradients; multiplied by their number it is the sum.
-                self.manual_backward(losses.objective / counted * self.trainer.world_size)
+                self.manual_backward(objective / counted * self.trainer.world_size)
             total += losses.nats
             divergence += losses.divergence
 
@@ -168,17 +183,22 @@ class LitModel(L.LightningModule):
         parameters = [p for p in trained if p.grad is not None]
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf))
         # The only wait for the device in a step. All ranks report rank 0's norm, to decide alike.
-        sums_RN = self._of_all_ranks(torch.stack([total, divergence, norm.detach()]))
-        nats_sum, divergence_sum, grad_norm = torch.cat([sums_RN[:, :2].sum(0), sums_RN[0, 2:]]).tolist()
+        numbers = torch.stack([norm.detach(), total, divergence]), ahead, self._experts.take_choices(self.device)
+        sums_RN = self._of_all_ranks(torch.cat(numbers))
+        grad_norm, nats_sum, divergence_sum, *others = torch.cat([sums_RN[0, :1], sums_RN[:, 1:].sum(0)]).tolist()
+        of_ahead, choices = others[: len(ahead)], others[len(ahead) :]
+        means_ahead = tuple(nats / max(count, 1) for nats, count in zip(of_ahead[::2], of_ahead[1::2], strict=True))
         targets = batch.total
         mean_divergence = divergence_sum / targets if self._warm_start[0].distill else None
-        self.report = StepReport(nats_sum / targets, grad_norm, lr, targets, mean_divergence)
+        load = self._experts.load(choices)
+        self.report = StepReport(nats_sum / targets, grad_norm, lr, targets, mean_divergence, means_ahead, load)
         if not math.isfinite(self.report.loss) or not math.isfinite(self.report.grad_norm):
             what = "loss" if not math.isfinite(self.report.loss) else "gradient"
             raise Diverged(f"the {what} is not finite in step {self.global_step + 1}")
         optimizer.step()
         optimizer.zero_grad()
         self._set_learning_rate()
+        self._experts.step_biases(choices)
 
     def _update_frozen(self) -> None:
         """Freeze all but the newly initialised parameters in the first steps of an adaptation; unfreeze them after.
@@ -216,6 +236,18 @@ class LitModel(L.LightningModule):
         predictions = Teacher(teacher_BTE, teacher.unembedding, distill.temperature)
         weights = LossWeights(1 - distill.weight, z_loss, distill.weight)
         return target_loss(hidden_BTD, self.model.unembedding, targets, weights, predictions)
+
+    def _losses_ahead(self, piece: Batch, sums: Tensor) -> Tensor:
+        """Losses of further tokens. sums: (nats, number of targets) of each so far, to which these are added."""
+        objective = torch.zeros((), device=self.device)
+        weights = LossWeights(squares=self.training_config.z_loss)
+        for number, states_BTD in enumerate(self.model.decoder.take_future_states()):
+            targets = piece.ahead(number + 1)
+            losses = target_loss(states_BTD, self.model.unembedding, targets, weights)
+            objective = objective + losses.objective
+            sums[2 * number] += losses.nats
+            sums[2 * number + 1] += len(targets[1])
+        return objective
 
     @contextmanager
     def _dropout(self, micro_batch: int) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Stability of a run: gradient norm, loss spikes, divergence, the largest attention logit."""
+"""Stability of a run: gradient norm, loss spikes, divergence, the largest attention logit, the experts' shares."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.components.attention.dot_product import DotProduct, largest_logit
-from lit_llm.config.metrics import LOSS_SPIKES, MAX_ATTENTION_LOGIT, MAX_GRAD_NORM
+from lit_llm.config.metrics import BUSIEST_EXPERT, EXPERT_ENTROPY, LOSS_SPIKES, MAX_ATTENTION_LOGIT, MAX_GRAD_NORM
 from lit_llm.objectives.collate import Batch
+from lit_llm.training.balance import ExpertLoad
 from lit_llm.training.config import StabilityConfig
 from lit_llm.training.module import LitModel, StepReport
 
@@ -29,17 +30,24 @@ class Stability(L.Callback):
         self.lost_steps = 0
         self.max_grad_norm = 0.0
         self.max_logit = 0.0
+        self.expert_load: ExpertLoad | None = None
+        """Of the last step; None without experts."""
         self.lost: str | None = None
         """Reason why the run has diverged, or None. `MetricsLogger` raises it after writing the step."""
 
     def metrics(self) -> dict[str, float]:
-        """Totals so far by metric name."""
+        """Totals so far, and the experts' shares in the last step, by metric name."""
         out = {LOSS_SPIKES.name: float(self.spikes), MAX_GRAD_NORM.name: self.max_grad_norm}
-        return out | ({MAX_ATTENTION_LOGIT.name: self.max_logit} if self.config.logit_every else {})
+        if self.config.logit_every:
+            out[MAX_ATTENTION_LOGIT.name] = self.max_logit
+        if self.expert_load is not None:
+            out |= {BUSIEST_EXPERT.name: self.expert_load.busiest, EXPERT_ENTROPY.name: self.expert_load.entropy}
+        return out
 
     def watch(self, report: StepReport) -> None:
         """Update the statistics by one step."""
         config, loss = self.config, report.loss
+        self.expert_load = report.expert_load
         self.max_grad_norm = max(self.max_grad_norm, report.grad_norm)
         self.first_loss = loss if self.first_loss is None else self.first_loss
         if len(self.window) == config.spike_window:

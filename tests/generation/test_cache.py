@@ -37,6 +37,8 @@ SHARED = [
     ["attention.output_norm=concat", "attention.output_norm_scale=true"],
     ["attention.gate=per_head", "attention.kv_heads=2"],
     ["attention.gate=per_element", "attention.output_norm=head", "attention.window=3"],
+    ["attention.value_residual=learned", "attention.qkv_norm=[v]", "attention.window=3"],
+    ["attention.value_residual=fixed", "attention.kv_heads=2"],
     ["attention.rope_theta=20.0"],
     ["attention.qkv_bias=[q, k, v]", "feed_forward.bias=true", "attention.kv_heads=2"],
     ["attention.relative_bias=alibi", "attention.rope=none"],
@@ -63,9 +65,11 @@ SHARED = [
     ["parametrization={kind: completep, base_width: 8, base_depth: 1, base_head_dim: 2}", "embedding.scaled=true"],
     ["residual={kind: layer_scale, initial: 0.5}", "initialisation=t5"],
 ]
+CONVOLUTIONS = ["attention.convolution=[input, qkv]", "feed_forward.convolution=[input, hidden]"]
 MERGED = "decoder.cross_attention_mode=merged"
 RED = [
     ["tie_embeddings=inputs"],
+    ["tie_layers=true", "attention.window=3"],
     ["decoder.self_attention.kv_heads=2", "decoder.cross_attention.kv_heads=1"],
     ["decoder.layer_ranges.1.cross_attention.rope=restart", "decoder.layer_ranges.0.cross_attention.rope_theta=50.0"],
     ["decoder.self_attention.rope=none", "encoder.layers=1", "decoder.layers=3"],
@@ -73,6 +77,8 @@ RED = [
     [MERGED, "attention.gate=per_element"],
     [MERGED, "decoder.layer_ranges.0.self_attention.window=2", "attention.softcap=2.0"],
     ["decoder.layer_ranges.1.cross_attention_mode=none"],
+    [*CONVOLUTIONS, "attention.window=3", "attention.qkv_norm=[q, k]"],
+    ["encoder.experts={count: 3}", "decoder.layer_ranges.1.experts={count: 4, top_k: 1, normalised: false}"],
     ["decoder.layer_ranges.0.cross_attention_mode=merged", "attention.output_norm=head"],
     ["encoder.d_model=24", "tie_embeddings=decoder", "decoder.cross_attention.kv_heads=2"],
 ]
@@ -80,6 +86,8 @@ DEC = [
     *([f"attention.qkv_norm={norms}", f"attention.output_norm={out}"] for norms in NORMS for out in OUTPUTS),
     ["attention.qkv_norm=[q, k, v]", "attention.kv_heads=2", "tie_embeddings=none"],
     ["decoder.layer_ranges.1.self_attention.rope=none"],
+    ["decoder.experts={count: 3, shared_d_ff: 8}"],
+    [*CONVOLUTIONS, "attention.kv_heads=2"],
 ]
 PALM = [
     *([f"attention.qkv_norm={norms}", f"attention.output_norm={out}"] for norms in NORMS for out in OUTPUTS),
@@ -105,6 +113,7 @@ YOCO += [
         "self_decoder.self_attention.window=null",
         "cross_decoder.layer_ranges.0.cross_attention={heads: 8, kv_heads: 4, head_dim: 8}",
     ],
+    ["attention.convolution=[qkv]", "self_decoder.feed_forward={convolution: [hidden], activation: gelu}"],
     ["self_decoder.layers=3", "self_decoder.layer_ranges.0-2/2.self_attention.window=1", "cross_decoder.layers=1"],
 ]
 RETENTION = [
@@ -322,6 +331,8 @@ def test_merged_attention_copies_its_source_only_when_rows_leave():
         ("redllm", []),
         ("redllm", ["decoder.self_attention.kv_heads=2", "decoder.cross_attention.kv_heads=1"]),
         ("redllm", ["encoder.layers=1", "decoder.layers=3"]),
+        ("redllm", CONVOLUTIONS),
+        ("decllm", [CONVOLUTIONS[1], "attention.kv_heads=2"]),
         ("palm", []),
         ("palm", ["decoder.partial_attention.kv_heads=1", "decoder.layers=3"]),
         ("yoco", []),

@@ -175,6 +175,19 @@ def test_the_token_that_ends_an_image_is_one_like_all_others(tmp_path):
         ({**OURS["modernbert"], "output": {"bias": True}}, "output.head"),
         ({**OURS["llama"], "decoder": {"layers": 2, "retention": "gated"}}, "decoder.retention"),
         ({**OURS["llama"], "decoder": {"layers": 2, "gated_deltanet": "gated"}}, "decoder.gated_deltanet"),
+        ({**OURS["llama"], "decoder": {"layers": 2, "experts": "token_choice"}}, "decoder.experts"),
+        (
+            {
+                **SMALL,
+                "family": "encoder_decoder",
+                "attention": {"heads": 4},
+                "encoder": {"layers": 2},
+                "decoder": {"layers": 2},
+                "tie_layers": True,
+            },
+            "tie_layers",
+        ),
+        ({**OURS["llama"], "attention": {"heads": 4, "value_residual": "fixed"}}, "value_residual"),
         (
             {
                 **SMALL,

@@ -149,6 +149,15 @@ def test_what_is_resolved_is_what_is_built():
         ("redllm", ["attention.rope=restart"], ["decoder.cross_attention.rope=restart"]),
         ("redllm", ["encoder.attention.rope=restart", "decoder.self_attention.rope=restart"], []),
         ("redllm", ["encoder.layer_ranges.0.feed_forward.d_ff=48"], []),
+        ("decllm", ["attention.value_residual_weight=0.3"], []),
+        ("decllm", ["decoder.layers=1", "attention.value_residual=fixed"], ["decoder.layers=1"]),
+        ("redllm", ["decoder.cross_attention.value_residual=fixed"], []),
+        ("redllm", ["encoder.layer_ranges.0.attention.value_residual=learned"], []),
+        (
+            "decllm",
+            ["attention.value_residual=fixed", "decoder.layer_ranges.0.self_attention.value_residual=none"],
+            ["attention.value_residual=fixed"],
+        ),
     ],
 )
 def test_equivalent_configs_resolve_to_equal_models(family, left, right):
@@ -163,6 +172,7 @@ def test_equivalent_configs_resolve_to_equal_models(family, left, right):
         ("decllm", "attention.qkv_norm=[q]"),
         ("decllm", "attention.gate=per_head"),
         ("decllm", "attention.rope_fraction=0.5"),
+        ("decllm", "attention.value_residual=fixed"),
         ("redllm", "attention={qkv_norm: [q], norm_function: layer_norm}"),
         ("redllm", "attention={qkv_norm: [q], qkv_norm_over: concat}"),
         ("decllm", "attention.qkv_bias=[q]"),

@@ -67,6 +67,7 @@ ODD = {
     "scale after out": ["attention.output_norm=after_out", "attention.output_norm_scale=true", "attention.head_dim=12"],
     "gated heads": ["attention.gate=per_head", "attention.kv_heads=2"],
     "gated entries": ["attention.gate=per_element", "attention.output_norm=concat", "attention.head_dim=12"],
+    "value residual": ["attention.value_residual=learned", "attention.kv_heads=2"],
     "untied": ["tie_embeddings=none"],
     "windows": ["attention.window=5"],
     "a window in some layers, another ahead": [

@@ -68,6 +68,7 @@ def test_a_plain_layer_has_the_operations_of_its_formula(preset, formula):
         ("model.attention.output_norm=head", NORM),
         ("model.attention.gate=per_head", Counter(mm=1, sigmoid=1, mul=1)),
         ("model.attention.gate=per_element", Counter(mm=1, sigmoid=1, mul=1)),
+        ("model.attention.value_residual=fixed", Counter(mul=2, add=1)),
         ("model.attention.rope_fraction=0.5", Counter(cat=2)),
         ("model.norm.placement=parallel", Counter()),
         ("model.norm.placement=sandwich", NORM + NORM),

@@ -21,6 +21,7 @@ CHANGES = [
     ("redllm", ["decoder.cross_attention.kv_heads=1"]),
     ("redllm", ["encoder.attention.window=3"]),
     ("redllm", ["decoder.self_attention.softcap=5.0"]),
+    ("redllm", ["encoder.attention.value_residual=learned"]),
     ("redllm", ["tie_embeddings=none"]),
     ("redllm", ["norm.function=layer_norm"]),
     ("redllm", ["norm.placement=sandwich"]),

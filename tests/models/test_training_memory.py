@@ -9,6 +9,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.attention.value_residual import FirstValues
 from lit_llm.components.loss import config as loss_config
 from lit_llm.components.loss.module import target_loss
 from lit_llm.components.norm.module import FUNCTIONS
@@ -43,6 +44,7 @@ def bound(case):
 WIDE = ["d_model=96", "attention.heads=3", "feed_forward.d_ff=256", "norm.scale=false"]
 ALL = ["attention.qkv_norm=[q, k, v]"]
 NO_WINDOW = "self_decoder.self_attention.window=null"  # it would keep a mask, which is left out
+CONVOLUTIONS = ["attention.convolution=[input, qkv]", "feed_forward.convolution=[input, hidden]"]
 CASES = {
     "llama": ("decllm", []),
     "decllm": ("decllm", ALL),
@@ -53,6 +55,11 @@ CASES = {
     "gated heads": ("redllm", [*ALL, "attention.gate=per_head"]),
     "gated entries": ("redllm", [*ALL, "attention.gate=per_element", "attention.output_norm=concat"]),
     "gated partial attention": ("decllm", [*ALL, "decoder.partial_attention={gate: per_element}"]),
+    "tied layers": ("redllm", [*ALL, "tie_layers=true"]),
+    "convolutions": ("redllm", [*ALL, *CONVOLUTIONS]),
+    "experts": ("redllm", [*ALL, "encoder.experts={count: 4}", "decoder.experts={count: 8, shared_d_ff: 64}"]),
+    "value residual": ("redllm", [*ALL, "attention.value_residual=learned"]),
+    "fixed value residual": ("decllm", [*ALL, "attention.value_residual=fixed"]),
     "rotated in part": ("decllm", [*ALL, "attention.rope_fraction=0.5"]),
     "biases": ("decllm", [*ALL, "attention.qkv_bias=[q, k, v]", "feed_forward.bias=true"]),
     "grouped": ("decllm", [*ALL, "attention.kv_heads=1"]),
@@ -231,6 +238,11 @@ def storages(model, run, precision):
     return {address: storage for address, storage in storages.items() if address not in parameters}
 
 
+def inputs_in(inputs):
+    leaves = tree_leaves(inputs)
+    return [*leaves, *(leaf.v_BHTK for leaf in leaves if isinstance(leaf, FirstValues))]
+
+
 def has_gradient(item):
     return isinstance(item, torch.Tensor) and item.requires_grad
 
@@ -256,9 +268,11 @@ def test_with_checkpointing_each_layers_input_is_kept_and_the_inside_of_the_larg
 
     kept = storages(model, forward, precision)
     insides = []
-    for layer, inputs in [*calls]:
-        # The encoder's output and shared keys and values are held for all layers.
-        given = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tree_leaves(inputs) if has_gradient(t)}
+    # The encoder's output, shared keys and values and the first layer's values are held for all layers.
+    held = [[t.untyped_storage() for t in inputs_in(inputs) if has_gradient(t)] for _, inputs in calls]
+    # From the last layer to the first, which would replace the values that it gives to the others.
+    for (layer, inputs), storages_held in [*zip([*calls], held, strict=True)][::-1]:
+        given = {storage.data_ptr(): storage for storage in storages_held}
         kept |= given
         inside = storages(model, lambda layer=layer, inputs=inputs: layer.forward(*inputs), precision)
         insides.append(sum(storage.nbytes() for address, storage in inside.items() if address not in given))

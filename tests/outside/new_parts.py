@@ -30,7 +30,7 @@ class MovingAverage(Part):
             "out.weight": (widths.row, self.channels),
         }
 
-    def cache_bytes(self, entry: int, encoder: bool) -> CacheBytes:
+    def cache_bytes(self, entry: int, encoder: bool, widths: Widths) -> CacheBytes:
         return CacheBytes(states=entry * self.channels)
 
 

@@ -107,6 +107,9 @@ def test_what_does_something_is_no_no_op(found, family: str) -> None:
         "model.attention.norm_function: [rms_norm, layer_norm]",
         "model.attention.qkv_norm_over: [head, concat]",
         "model.attention.gate: [none, per_head, per_element]",
+        "model.attention.value_residual: [none, fixed, learned]",
+        "model.attention.convolution: [[], [input], [qkv]]",
+        "model.feed_forward.convolution: [[], [input], [hidden]]",
         "model.attention.norm_eps: [1e-6, 2e-6]",
         "model.attention.rope: [continuous, none]",
         "model.attention.rope_theta: [1e4, 1.1e4]",
@@ -124,6 +127,16 @@ def test_what_does_something_is_no_no_op(found, family: str) -> None:
     norm = "{model: {attention: {output_norm: head}}, pretrain: {objective: prefix_lm}}"
     findings = found(f"arms: {{baseline: {norm}}}\n{grid(*factors)}", extends=family)
     assert {kind for kind, _, _ in findings} <= {"note"}
+
+
+def test_the_balance_of_experts_is_no_no_op_though_it_acts_in_training_alone(found) -> None:
+    factor = "model.decoder.experts.balance: [none, bias, loss]"
+    experts = "{model: {decoder: {experts: {count: 3}}}}"
+    assert no_ops(found(f"arms: {{baseline: {experts}}}\n{grid(factor)}")) == []
+
+
+def test_a_prediction_of_further_tokens_is_no_no_op_though_it_acts_in_training_alone(found) -> None:
+    assert no_ops(found(grid("model.output.future_tokens: [0, 1, 2]"))) == []
 
 
 def test_an_arm_of_another_comparison_that_computes_the_same_is_a_note(found) -> None:

@@ -125,6 +125,7 @@ def train(case: Case, folder: Path, group: DeviceGroup = DeviceGroup(), stop_aft
         "validation": [line["val/target_nll"] for line in lines if "val/target_nll" in line],
         "teacher": [line.get("train/teacher_divergence", 0.0) for line in lines],
         "loss_tokens": result.loss_tokens,
+        "busiest": [line["stability/busiest_expert"] for line in lines if "stability/busiest_expert" in line],
         "weights": {name: weight.numpy().copy() for name, weight in result.weights.items()},
     }
 

@@ -77,6 +77,7 @@ def ragged(tokens: int) -> Tensor:
     return torch.tensor([4, tokens // 2, tokens - 3])
 
 
+CONVOLUTIONS = ["attention.convolution=[input, qkv]", "feed_forward.convolution=[input, hidden]"]
 CASES: dict[str, tuple[str, list[str], list[dict[str, Any]], int]] = {
     "causal": ("decllm", [], text(), 1),
     "documents": ("decllm", [], text(documents_BT=documents), 1),
@@ -88,6 +89,8 @@ CASES: dict[str, tuple[str, list[str], list[dict[str, Any]], int]] = {
     "window and documents": ("decllm", ["attention.window=4"], text(documents_BT=documents), 1),
     "softcap, grouped heads": ("decllm", ["attention.softcap=4.0", "attention.kv_heads=2"], text(), 1),
     "gated": ("decllm", ["attention.gate=per_head", "attention.output_norm=head"], text(), 1),
+    "value residual": ("decllm", ["attention.value_residual=learned"], text(), 2),
+    "convolutions": ("decllm", CONVOLUTIONS, text(documents_BT=documents), 1),
     "rotated in part": ("decllm", ["attention.rope_fraction=0.5"], text(), 1),
     "alibi": ("decllm", ["attention.relative_bias=alibi", "attention.rope=none"], text(), 1),
     "shared bias": ("decllm", ["attention.relative_bias=shared", "attention.window=4"], text(), 1),
@@ -100,6 +103,7 @@ CASES: dict[str, tuple[str, list[str], list[dict[str, Any]], int]] = {
     "partial of each row": ("decllm", ["decoder.partial_attention=palm"], text(source_length=ragged), 1),
     "yoco": ("yoco", [], text(), 2),
     "redllm": ("redllm", ["attention.output_norm=head"], pairs(), 2),
+    "tied layers": ("redllm", ["tie_layers=true"], pairs(), 2),
     "redllm, ragged": ("redllm", ["attention.output_norm=concat"], pairs(ragged=True), 2),
     "redllm, documents": ("redllm", ["norm.scale=false"], pairs(cut=True), 2),
     "merged": ("redllm", ["decoder.cross_attention_mode=merged"], pairs(ragged=True), 2),

@@ -28,6 +28,14 @@ FEW = [
     Case("fewer_rows_than_ranks", rows=1, training={"execution": MICRO}),
     Case("thaws", "redllm-tiny", warmup_steps=3),
     Case("merged", "t5gemma2-tiny", strategies=("fsdp",)),
+    # Shares are those of a micro-batch, which is one row here, however many ranks there are.
+    Case(
+        "experts",
+        "redllm-tiny",
+        ("model.encoder.experts={count: 4, balance: bias}", "model.decoder.experts={count: 3, shared_d_ff: 8}"),
+        {"execution": {"micro_batch_size": 1}},
+        rows=5,
+    ),
     Case("muon", "redllm-tiny", training={"optimizer": {"kind": "muon"}}, within=1e-3, strategies=("fsdp",)),
     Case("factored", training={"optimizer": {"kind": "adafactor_factored", "weight_decay": 0.1}}, strategies=("fsdp",)),
     Case("masters", training={"precision": "bf16_master"}, within=1e-2, strategies=("fsdp",)),
@@ -42,6 +50,14 @@ MANY = [
         "mixers", model=('model.decoder.layer_ranges={"0": {gla: {}}, "1": {gated_deltanet: {}}, "2": {mamba2: {}}}',)
     ),
     Case("partial_attention", model=("model.decoder.partial_attention=palm", "pretrain.objective=prefix_lm")),
+    Case("value_residual", "redllm-tiny", ("model.attention.value_residual=learned",)),
+    Case(
+        "convolutions",
+        "redllm-tiny",
+        ("model.attention.convolution=[input, qkv]", "model.feed_forward.convolution=[input, hidden]"),
+    ),
+    Case("tied_layers", "redllm-tiny", ("model.tie_layers=true",), strategies=("ddp",)),
+    Case("future_tokens", "redllm-tiny", ("model.output.future_tokens=2",)),
     Case("modernbert", "modernbert-tiny"),
     Case("t5gemma", "t5gemma-tiny"),
     Case("ul2", "ul2-tiny"),
@@ -78,6 +94,7 @@ def check_equal(trained: dict[str, Any], case: Case) -> None:
     assert trained["norm"] == pytest.approx(judge["norm"], rel=10 * case.within)
     assert trained["teacher"] == pytest.approx(judge["teacher"], rel=10 * case.within)
     assert trained["logit"] == pytest.approx(judge["logit"], rel=10 * case.within)
+    assert trained["busiest"] == pytest.approx(judge["busiest"], rel=10 * case.within)
     assert trained["loss_tokens"] == judge["loss_tokens"]
     assert trained["weights"].keys() == judge["weights"].keys()
 

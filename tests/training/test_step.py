@@ -34,10 +34,10 @@ def uneven_batch(family: str, intra_document: bool = False) -> Batch:
     return collate(sources, targets, family, MasksConfig(intra_document=intra_document))
 
 
-def stepped(family: str, batch: Batch, **training: object) -> tuple[LitModel, dict[str, torch.Tensor]]:
+def stepped(family: str, batch: Batch, *overrides: str, **training: object) -> tuple[LitModel, dict[str, torch.Tensor]]:
     """The module after one step of the Trainer, and the gradients that the step was made of."""
     config = TrainingConfig.model_validate({"max_steps": 1, "clip_norm": None, **training})
-    model = build_model(load_experiment(f"{family}-tiny", SMALL).model)
+    model = build_model(load_experiment(f"{family}-tiny", [*SMALL, *overrides]).model)
     lit, gradients = LitModel(model, config), {}
 
     class Catch(L.Callback):

@@ -5,7 +5,8 @@ in RedLLM alone, on the attention's output. Equation 2 is typed per head, so `ou
 literal reading; `concat` and `after_out` are the other places where such a norm is found. Positions: RoPE
 (arXiv 2104.09864), T5's relative bias (arXiv 1910.10683), ALiBi (arXiv 2108.12409), or none. Grouped-query attention
 (kv_heads < heads): arXiv 2305.13245. Sliding windows and soft-capped scores: Gemma 2 (arXiv 2408.00118). Gated output:
-Qiu et al., arXiv 2505.06708.
+Qiu et al., arXiv 2505.06708. Value residual: Zhou et al., arXiv 2410.17897 (ResFormer). Convolutions:
+Allen-Zhu, arXiv 2512.17351.
 """
 
 from __future__ import annotations
@@ -44,8 +45,17 @@ class AttentionConfig(Section):
     """Multiply the input of W_o by sigmoid(x W_g), where x makes the queries: one factor for each head, or one for each
     of its entries (Qiu et al., arXiv 2505.06708). It acts after an output norm of `head` or `concat`, which would
     remove a head's factor."""
+    convolution: Items[Literal["input", "qkv"]] = ()
+    """Mix four neighbouring tokens by a convolution for each entry (Canon layers, arXiv 2512.17351): in the input of
+    self-attention (A), or in its queries, keys and values, before their norms and rotation (B)."""
     norm_eps: float = Field(1e-6, gt=0)
     """Added to the mean square under the root of the norms above."""
+    value_residual: Literal["none", "fixed", "learned"] = "none"
+    """Mix the values of self-attention with those of its stack's first layer (ResFormer, arXiv 2410.17897). fixed: by
+    `value_residual_weight`. learned: by two numbers for each layer, which start at 0.5. Values are mixed after their
+    norm, so that it does not undo the weights. The cache holds the mixed values."""
+    value_residual_weight: float = Field(0.5, gt=0, lt=1)
+    """Weight of the first layer's values with `value_residual: fixed`; the layer's own weigh the rest of 1."""
     rope: Literal["continuous", "restart", "none"] = "continuous"
     """Rotary positions. In cross-attention the target's positions continue after the source (RedLLM), restart at zero,
     or neither side is rotated (T5Gemma). In self-attention, which sees distances only, the first two are equal."""

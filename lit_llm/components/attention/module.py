@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn, ones
@@ -12,10 +12,13 @@ from torch import Tensor, nn, ones
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.attention.relative import RelativeBias, alibi_slopes, buckets_of, linear_bias
 from lit_llm.components.attention.resolved import ResolvedAttention
+from lit_llm.components.attention.value_residual import FirstValues, ValueResidual
+from lit_llm.components.convolution.cache import CacheWithStates, ConvolutionStates
+from lit_llm.components.convolution.module import ConvolutionInputs, convolution_inputs, convolutions
 from lit_llm.components.few_rows import Linear
 from lit_llm.components.flex import FlexAttention, FlexMask, ScoreChange
 from lit_llm.components.forward_context import CacheRows, ForwardContext, cast_once, is_filled
-from lit_llm.components.kv_cache import KeyValues, TwoCaches
+from lit_llm.components.kv_cache import Cache, KeyValues, TwoCaches
 from lit_llm.components.layer_part import LayerPart
 from lit_llm.components.masks import AttentionMask, KernelMask, Mask, MergedMask
 from lit_llm.components.norm.module import layer_norm, rms_norm
@@ -41,6 +44,10 @@ class AttentionInputs(NamedTuple):
     shared_kv: tuple[Tensor, Tensor] | None = None
     buckets: Tensor | None = None
     """T x S, or B x T x S: bucket of each query-key distance. Set only with `relative_bias: per_layer`."""
+    first_values: FirstValues | None = None
+    """Set only with a value residual."""
+    convolution: ConvolutionInputs | None = None
+    """Set only with convolutions."""
 
 
 class Heads(nn.Module):
@@ -48,12 +55,17 @@ class Heads(nn.Module):
 
     config: ResolvedAttention
     qkv_scale: nn.ParameterDict
+    convolution: nn.ModuleDict
 
-    def heads(self, part: str, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
-        """Queries, keys or values of every head, B x H x T x K, normalised and rotated as configured."""
-        projection = getattr(self, part)
+    def heads(
+        self, part: str, x_BTD: Tensor, rotation: Rotation | None, convolution: ConvolutionInputs | None = None
+    ) -> Tensor:
+        """Queries, keys or values of every head, B x H x T x K, convolved, normalised and rotated as configured."""
+        projected = getattr(self, part)(x_BTD)
+        if convolution is not None:
+            projected = self.convolution[part](projected, convolution, part)
         # Norm and rotation come before the transposition, since they are cheaper on contiguous memory.
-        x_BTHK = projection(x_BTD).unflatten(-1, (-1, self.config.head_dim))
+        x_BTHK = projected.unflatten(-1, (-1, self.config.head_dim))
         if part in self.config.qkv_norm:
             scale = self.qkv_scale[part] if self.config.qkv_norm_scale else None
             if self.config.qkv_norm_over == "concat":
@@ -137,7 +149,7 @@ class Attention(Heads, LayerPart):
 
     def forward(self, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
         """B x T x D -> B x T x D."""
-        q = self.heads("q", x_BTD, inputs.q_rotation)
+        q = self.heads("q", x_BTD, inputs.q_rotation, self._convolution_of_heads(inputs))
         k, v = self.keys_values(x_BTD, inputs)
         bias = None if self.relative_bias is None else self.relative_bias(inputs.buckets)
         return self.project(self.dot_product(q, k, v, inputs.mask, bias).transpose(1, 2), x_BTD)
@@ -206,16 +218,32 @@ class Attention(Heads, LayerPart):
         return ("row", window), lambda: replace(context.mask, window=window), context.queries
 
     def _project_row(self, part: str, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
-        return self.heads(part, x_BTD, inputs.k_rotation if part == "k" else None)
+        rotation = inputs.k_rotation if part == "k" else None
+        return self.heads(part, x_BTD, rotation, self._convolution_of_heads(inputs))
+
+    def _convolution_of_heads(self, inputs: AttentionInputs) -> ConvolutionInputs | None:
+        return inputs.convolution if "qkv" in self.config.convolution else None
 
 
 class SelfAttention(Attention):
-    """An attention whose memory is its input. Distances within a row are defined, so it may have a relative bias."""
+    """An attention whose memory is its input. Distances within a row are defined, so it may have a relative bias.
+
+    Value residual (arXiv 2410.17897), in all layers but the first:
+
+    first layer's v ─[norm v]─ λ₁ ─(+)─▶ values
+    x ─ v ───────────[norm v]─ λ₂ ──┘
+
+    Convolutions (arXiv 2512.17351):
+
+    x ─[convolution A]─ q, k or v ─[convolution B]─[norm]─[RoPE]─▶
+    """
 
     def __init__(self, config: ResolvedAttention, widths: Widths, causal: bool) -> None:
         super().__init__(config, widths, causal)
         self.causal = causal
         self.relative_bias = self._new_bias() if config.relative_bias == "per_layer" else None
+        self.value_residual = None if config.value_residual == "none" else ValueResidual(config)
+        self.convolution = convolutions(config.convolved(widths.row), causal)
 
     def _new_bias(self) -> RelativeBias:
         assert self.config.relative_buckets is not None
@@ -224,11 +252,29 @@ class SelfAttention(Attention):
     def stack_modules(self) -> dict[str, nn.Module]:
         return {"relative_bias": self._new_bias()} if self.config.relative_bias == "shared" else {}
 
-    def prepare(self, context: ForwardContext, cache: KeyValues | None) -> AttentionInputs:  # type: ignore[override]
+    def forward(self, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
+        """B x T x D -> B x T x D."""
+        if inputs.convolution is not None and "input" in self.config.convolution:
+            x_BTD = self.convolution["input"](x_BTD, inputs.convolution, "input")
+        return super().forward(x_BTD, inputs)
+
+    def prepare(  # type: ignore[override]
+        self, context: ForwardContext, cache: KeyValues | CacheWithStates | None
+    ) -> AttentionInputs:
+        states: ConvolutionStates | None = None
+        if isinstance(cache, CacheWithStates):
+            states = cache.states
+            cache = cast(KeyValues, cache.cache)
         rotation = rotation_of(context, "self", self.config)
         buckets, bias = self._buckets_or_bias(context, cache)
         mask = self._kernel_mask(context, *self._row_mask(context, cache), bias)
-        return AttentionInputs(mask, rotation, rotation, cache, buckets=buckets)
+        first_values = None
+        if self.config.value_residual != "none":
+            first_values = context.once("first values", FirstValues)
+        convolution = convolution_inputs(context, self.causal, states) if self.config.convolution else None
+        return AttentionInputs(
+            mask, rotation, rotation, cache, buckets=buckets, first_values=first_values, convolution=convolution
+        )
 
     def _buckets_or_bias(self, context: ForwardContext, cache: KeyValues | None) -> tuple[Tensor | None, Tensor | None]:
         """(buckets of distances for this layer's bias, bias that all layers share); None where unused.
@@ -262,10 +308,16 @@ class SelfAttention(Attention):
 
     def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
         k, v = self._project_row("k", x_BTD, inputs), self._project_row("v", x_BTD, inputs)
+        if self.value_residual is not None:
+            assert inputs.first_values is not None
+            v = self.value_residual(v, inputs.first_values)
         return (k, v) if inputs.cache is None else inputs.cache.add(k, v)
 
-    def new_cache(self, rows: CacheRows) -> KeyValues | TwoCaches:
-        return KeyValues(rows.self_lengths, self.config.window)
+    def new_cache(self, rows: CacheRows) -> Cache:
+        keys_values = KeyValues(rows.self_lengths, self.config.window)
+        if not self.config.convolution:
+            return keys_values
+        return CacheWithStates(keys_values, ConvolutionStates(rows.self_lengths))
 
 
 class CrossAttention(Attention):

@@ -8,6 +8,13 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from lit_llm.components.attention.config import AttentionConfig
+from lit_llm.components.convolution.resolved import (
+    KERNEL,
+    NEIGHBOURS,
+    convolution_activations,
+    convolution_shapes,
+    convolution_state,
+)
 from lit_llm.components.part import FLOAT32, CacheBytes, Example, MatrixKind, Part, Precision, TensorShape, Widths
 from lit_llm.components.windows import BAND, Window, band_size
 from lit_llm.config.section import Items
@@ -24,6 +31,10 @@ MATRICES: dict[str, MatrixKind] = {"q": "query", "k": "key", "v": "value", "out"
 Place = Literal["self", "cross", "merged", "partial", "shared"]
 """Memory that keys and values are projected from. self: the row; cross: the encoder's output; merged: both, in one
 softmax; partial: the row's beginning; shared: projected once for several layers."""
+
+
+ValueResidual = Literal["none", "first", "fixed", "learned"]
+"""Part of a layer in a value residual. first: later layers mix their values with this layer's."""
 
 
 class ResolvedAttention(Part):
@@ -55,6 +66,9 @@ class ResolvedAttention(Part):
     qkv_norm_over: str = Field("head", exclude_if=lambda value: value == "head")
     qkv_bias: Items[str] = Field((), exclude_if=lambda value: not value)
     gate: str = Field("none", exclude_if=lambda value: value == "none")
+    convolution: Items[str] = Field((), exclude_if=lambda value: not value)
+    value_residual: ValueResidual = Field("none", exclude_if=lambda value: value == "none")
+    value_residual_weight: float = Field(0.5, exclude_if=lambda value: value == 0.5)
     place: Place = Field("self", exclude_if=lambda value: value == "self")
 
     modules: ClassVar[dict[str, str]] = {
@@ -103,6 +117,10 @@ class ResolvedAttention(Part):
         return self.model_copy(update={"scale": None if usual else scale})
 
     @property
+    def unscaled(self) -> tuple[str, ...]:
+        return ("attention.convolution",) if self.convolution else ()
+
+    @property
     def without_flex(self) -> str:
         if self.relative_bias in ("per_layer", "shared"):
             return "the gradient of a learned relative bias would be added up in varying order"
@@ -114,6 +132,12 @@ class ResolvedAttention(Part):
     def smallest(self) -> dict[str, int]:
         # Which frequencies are scaled depends on all of them, and a share of few entries is no whole number.
         return {} if self.rope_scaling == "linear" and self.rope_fraction == 1 else {"head_dim": self.head_dim}
+
+    @property
+    def differs_by_stack(self) -> str:
+        if self.relative_bias in ("per_layer", "shared"):
+            return "a learned relative bias has distances to later tokens in an encoder alone"
+        return NEIGHBOURS if self.convolution else ""
 
     @property
     def gate_width(self) -> int:
@@ -152,7 +176,14 @@ class ResolvedAttention(Part):
             shapes["output_scale"] = (entries[self.output_norm],)
         if self.relative_bias == "per_layer":
             shapes["relative_bias.weight"] = self._bias_shape
-        return shapes
+        if self.value_residual == "learned":
+            shapes["value_residual.weights"] = (2,)
+        return shapes | convolution_shapes(self.convolved(widths.row))
+
+    def convolved(self, width: int) -> dict[str, int]:
+        """{name: entries of a token} of the convolutions. width: that of the residual stream."""
+        names = {"input": {"input": width}, "qkv": {"q": self.width, "k": self.kv_width, "v": self.kv_width}}
+        return {name: entries for place in self.convolution for name, entries in names[place].items()}
 
     def norm_entries(self, part: str) -> int:
         """Entries of the queries, keys or values of one token that are normalised together."""
@@ -204,7 +235,9 @@ class ResolvedAttention(Part):
         return self.shared_kv
 
     def products(self, widths: Widths) -> int:
-        return self._query_products(widths) + (0 if self.place == "cross" else self._memory_products(widths))
+        convolved = KERNEL * sum(self.convolved(widths.row).values())
+        memory = 0 if self.place == "cross" else self._memory_products(widths)
+        return self._query_products(widths) + memory + convolved
 
     def _query_products(self, widths: Widths) -> int:
         """Entries of W_q, W_o and the gate's matrix, which are multiplied once per query token."""
@@ -235,9 +268,12 @@ class ResolvedAttention(Part):
 
     # --- memory ---
 
-    def cache_bytes(self, entry: int, encoder: bool) -> CacheBytes:
-        """Bytes of the keys and values of the row, up to its window, and of the source."""
-        each = 2 * self.kv_width * entry
+    def cache_bytes(self, entry: int, encoder: bool, widths: Widths) -> CacheBytes:
+        """Bytes of the keys and values of the row, up to its window, and of the source; states of convolutions."""
+        states = CacheBytes(states=entry * convolution_state(self.convolved(widths.row)))
+        return self._key_value_bytes(2 * self.kv_width * entry, encoder) + states
+
+    def _key_value_bytes(self, each: int, encoder: bool) -> CacheBytes:
         if self.place == "cross":
             return CacheBytes(per_source_token=each)
         if self.place == "shared":
@@ -262,7 +298,13 @@ class ResolvedAttention(Part):
             kept += (example.source + example.row) * 2 * self.kv_width * precision.compute
         if self.place in ("self", "shared") and self._is_band(example):
             kept += self._band_bytes(example, precision)
+        kept += convolution_activations(self.convolved(widths.row), example.row) * precision.compute
+        if self.value_residual == "learned":  # the values before they are mixed, for the gradients of the weights
+            kept += example.row * self.kv_width * precision.compute
         return kept + self._score_bytes(example, precision)
+
+    def bytes_for_later_layers(self, example: Example, precision: Precision) -> float:
+        return example.row * self.kv_width * precision.compute if self.value_residual == "first" else 0.0
 
     def _query_bytes(self, widths: Widths, precision: Precision) -> int:
         """Bytes kept for each query token."""
@@ -384,6 +426,17 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         raise ValueError("a relative bias has no distances between a target and its source; use rope with merged")
     if place == "shared" and config.relative_bias != "none":
         raise ValueError("shared keys have no relative bias; write relative_bias: none here, and use rope")
+    if place == "merged" and config.value_residual != "none":
+        raise ValueError(
+            "value_residual: merged attention's values are the source's and the target's, and no first layer has both; "
+            "write value_residual: none here"
+        )
+    if place == "merged" and config.convolution:
+        raise ValueError(
+            "convolution: merged attention reads the source by the matrices of its row, and a source has no neighbours "
+            "in the row; write convolution: [] here"
+        )
+    value_residual = config.value_residual if place == "self" else "none"
     in_row = place in ("self", "merged")  # queries and keys are in one row
     window = config.window if in_row else None
     ahead = None if window is None or config.window_right == window else config.window_right
@@ -416,5 +469,8 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         qkv_bias=tuple(part for part in "qkv" if part in config.qkv_bias),
         # With heads of one entry both are the same function.
         gate="per_element" if config.gate == "per_head" and head_dim == 1 else config.gate,
+        convolution=tuple(name for name in ("input", "qkv") if name in config.convolution) if place == "self" else (),
+        value_residual=value_residual,
+        value_residual_weight=config.value_residual_weight if value_residual == "fixed" else 0.5,
         place=place,
     )

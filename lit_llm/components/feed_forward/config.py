@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from lit_llm.components.part import Example, MatrixKind, Part, Precision, TensorShape, Widths
-from lit_llm.config.section import partial
+from lit_llm.components.convolution.resolved import (
+    NEIGHBOURS,
+    convolution_activations,
+    convolution_shapes,
+    convolution_state,
+)
+from lit_llm.components.part import CacheBytes, Example, MatrixKind, Part, Precision, TensorShape, Widths
+from lit_llm.config.section import Items, partial
 
 
 class FeedForwardConfig(Part):
@@ -43,6 +49,19 @@ class FeedForwardConfig(Part):
     """Hidden width."""
     bias: bool = Field(False, exclude_if=lambda value: not value)
     """Add a learned vector to what each of its matrices makes, as in the first Transformer (arXiv 1706.03762)."""
+    convolution: Items[Literal["input", "hidden"]] = Field((), exclude_if=lambda value: not value)
+    """Mix four neighbouring tokens by a convolution for each entry (Canon layers, arXiv 2512.17351): in the input (C),
+    or in the inner matrices' output, before the activation (D)."""
+
+    @field_validator("convolution")
+    @classmethod
+    def _in_one_order(cls, places: tuple[str, ...]) -> tuple[str, ...]:
+        """Each place once, so that equal functions compare equal."""
+        return tuple(place for place in ("input", "hidden") if place in places)
+
+    @property
+    def differs_by_stack(self) -> str:
+        return NEIGHBOURS if self.convolution else ""
 
     @property
     def gated(self) -> bool:
@@ -53,14 +72,29 @@ class FeedForwardConfig(Part):
         gate = {"gate.weight": inward} if self.gated else {}
         shapes = {**gate, "up.weight": inward, "down.weight": (widths.row, self.d_ff)}
         biases = {name.replace("weight", "bias"): shape[:1] for name, shape in shapes.items()} if self.bias else {}
-        return {**shapes, **biases}
+        return {**shapes, **biases, **convolution_shapes(self.convolved(widths.row))}
+
+    def convolved(self, width: int) -> dict[str, int]:
+        """{name: entries of a token} of the convolutions. width: that of the residual stream."""
+        inner = ("gate", "up") if self.gated else ("up",)
+        names = {"input": {"input": width}, "hidden": dict.fromkeys(inner, self.d_ff)}
+        return {name: entries for place in self.convolution for name, entries in names[place].items()}
+
+    def cache_bytes(self, entry: int, encoder: bool, widths: Widths) -> CacheBytes:
+        """Bytes of the states of convolutions."""
+        return CacheBytes(states=entry * convolution_state(self.convolved(widths.row)))
+
+    @property
+    def unscaled(self) -> tuple[str, ...]:
+        return ("feed_forward.convolution",) if self.convolution else ()
 
     def matrix_kind(self, name: str) -> MatrixKind:
         return "out" if name == "down.weight" else "up"
 
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
         # Input and output of the activation; with a gate also the other factor and the product.
-        return example.row * (4 if self.gated else 2) * self.d_ff * precision.compute
+        kept = example.row * (4 if self.gated else 2) * self.d_ff
+        return (kept + convolution_activations(self.convolved(widths.row), example.row)) * precision.compute
 
 
 _Optional: Any = partial(FeedForwardConfig)

@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.components import liger
+from lit_llm.components.convolution.cache import ConvolutionStates
+from lit_llm.components.convolution.module import ConvolutionInputs, convolution_inputs, convolutions
 from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.components.few_rows import Linear
+from lit_llm.components.forward_context import CacheRows, ForwardContext
 from lit_llm.components.layer_part import LayerPart
 from lit_llm.components.part import Widths
 
@@ -39,7 +42,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class FeedForward(LayerPart):
     """
     x ──┬─ gate ─ activation ─(×)─ down ─▶     (without a gate: x ─ up ─ activation ─ down ─▶)
-        └─ up ────────────────┘
+        └─ up ────────────────┘                    [convolutions] of x, or of what gate and up make
     """
 
     def __init__(self, config: FeedForwardConfig, widths: Widths, causal: bool) -> None:
@@ -49,10 +52,32 @@ class FeedForward(LayerPart):
         self.gate = Linear(d_model, config.d_ff, config.bias) if config.gated else None
         self.up = Linear(d_model, config.d_ff, config.bias)
         self.down = Linear(config.d_ff, d_model, config.bias)
+        self.causal, self.convolution = causal, convolutions(config.convolved(d_model), causal)
 
-    def forward(self, x_BTD: Tensor, inputs: None = None) -> Tensor:
+    def prepare(  # type: ignore[override]
+        self, context: ForwardContext, cache: ConvolutionStates | None
+    ) -> ConvolutionInputs | None:
+        return convolution_inputs(context, self.causal, cache) if len(self.convolution) else None
+
+    def new_cache(self, rows: CacheRows) -> ConvolutionStates | None:
+        return ConvolutionStates(rows.self_lengths) if len(self.convolution) else None
+
+    def forward(self, x_BTD: Tensor, inputs: ConvolutionInputs | None = None) -> Tensor:
+        if inputs is not None:
+            return self._convolved(x_BTD, inputs)
         if self.gate is None:
             return self.down(self.activation(self.up(x_BTD)))
-        if liger.uses_liger() and self.name in liger.GATES:
+        # Not for an expert without tokens: the kernel takes no empty input.
+        if liger.uses_liger() and self.name in liger.GATES and len(x_BTD):
             return self.down(liger.gated(self.name, self.gate(x_BTD), self.up(x_BTD)))
         return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
+
+    def _convolved(self, x_BTD: Tensor, inputs: ConvolutionInputs) -> Tensor:
+        def convolve(name: str, y_BTD: Tensor) -> Tensor:
+            return self.convolution[name](y_BTD, inputs, name) if name in self.convolution else y_BTD
+
+        x_BTD = convolve("input", x_BTD)
+        up = convolve("up", self.up(x_BTD))
+        if self.gate is None:
+            return self.down(self.activation(up))
+        return self.down(self.activation(convolve("gate", self.gate(x_BTD))) * up)

@@ -34,7 +34,7 @@ class ResolvedPartialAttention(ResolvedAttention):
         scores = sum(self.score_flops(pairs) for _, pairs in self.pairs(example))
         return 2.0 * (example.row * self.products(widths) + memory) + scores
 
-    def cache_bytes(self, entry: int, encoder: bool) -> CacheBytes:
+    def cache_bytes(self, entry: int, encoder: bool, widths: Widths) -> CacheBytes:
         """Bytes of the keys and values of the prompt and <s>."""
         each = 2 * self.kv_width * entry
         return CacheBytes(per_source_token=each, start=each)

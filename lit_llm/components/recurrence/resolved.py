@@ -87,7 +87,7 @@ class ResolvedRecurrence(Part):
         mixing = pairs * widths + (read + added) * self.state_entries
         return mixing + ((pairs - tokens) * widths + read * self.state_entries if self.delta_rule else 0)
 
-    def cache_bytes(self, entry: int, encoder: bool) -> CacheBytes:
+    def cache_bytes(self, entry: int, encoder: bool, widths: Widths) -> CacheBytes:
         """Bytes of the state, in float32 in any precision: it is a sum over thousands of tokens."""
         return CacheBytes(states=FLOAT32 * self.state_entries)
 
@@ -125,7 +125,7 @@ class ResolvedTwoWay(ResolvedRecurrence):
 
     @property
     def unscaled(self) -> tuple[str, ...]:
-        return tuple(self.shared_rows()) or ("up",)
+        return ("mixers with a state",)
 
     @property
     def convolved(self) -> int:
@@ -149,7 +149,7 @@ class ResolvedTwoWay(ResolvedRecurrence):
         matrices = {name: shape for name, shape in self.shapes(widths).items() if len(shape) > 1}
         return sum(math.prod(shape) for name, shape in matrices.items() if "convolution" not in name)
 
-    def cache_bytes(self, entry: int, encoder: bool) -> CacheBytes:
+    def cache_bytes(self, entry: int, encoder: bool, widths: Widths) -> CacheBytes:
         """Bytes of the state in float32, and of the convolution's last inputs."""
         return CacheBytes(states=FLOAT32 * self.state_entries + entry * self.convolved)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
+from lit_llm.components.initialisation.module import constant
 from lit_llm.components.part import TensorShape
 
 
@@ -16,12 +15,8 @@ class BranchScale(nn.Module):
     def __init__(self, shape: TensorShape, initial: float) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.full(shape, initial))
-        self.initial = {"scale": partial(_fill, initial)}
+        self.initial = {"scale": constant(initial)}
 
     def forward(self, out_BTD: Tensor) -> Tensor:
         """B x T x D -> B x T x D."""
         return out_BTD * self.scale
-
-
-def _fill(value: float, parameter: Tensor, _: torch.Generator) -> None:
-    parameter.fill_(value)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from lit_llm.config.metrics import FINETUNED, GRAD_NORM, LOSS_SPIKES, MAX_ATTENTION_LOGIT, SPLITS, TRAIN_LOSS
+from lit_llm.config.metrics import (
+    BUSIEST_EXPERT,
+    EXPERT_ENTROPY,
+    FINETUNED,
+    GRAD_NORM,
+    LOSS_SPIKES,
+    MAX_ATTENTION_LOGIT,
+    SPLITS,
+    TRAIN_LOSS,
+)
 from lit_llm.evaluation.config import primary_metric
 from lit_llm.report import text
 from lit_llm.report.figures.inputs import Drawn, FigureData, group_equal
@@ -87,6 +96,8 @@ SPIKES = LOSS_SPIKES.name
 TRACES = {
     GRAD_NORM.name: "gradient norm before clipping",
     MAX_ATTENTION_LOGIT.name: "largest attention logit so far",
+    BUSIEST_EXPERT.name: "share of the busiest expert",
+    EXPERT_ENTROPY.name: "entropy of the experts' shares",
     SPIKES: "loss spikes so far",
 }
 

@@ -21,6 +21,7 @@ COSTS = {
     "kv_cache_bytes": "key-value cache, bytes",
     "parameters": "parameters",
     "non_embedding_parameters": "non-embedding parameters",
+    "active_parameters": "parameters that one token uses",
 }
 
 

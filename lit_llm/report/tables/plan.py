@@ -127,7 +127,7 @@ def costs_table(plan: Plan) -> Table:
     rows = [
         [
             planned.arm.name,
-            text.count(planned.cost.parameters),
+            _parameters(planned.cost),
             text.short(planned.cost.train_flops_per_token),
             text.count(planned.cost.tokens),
             text.count(planned.cost.loss_tokens),
@@ -138,6 +138,11 @@ def costs_table(plan: Plan) -> Table:
         for planned, time in zip(plan.arms, timed, strict=True)
     ]
     return Table("costs", "", COSTS, rows, TRAINING)
+
+
+def _parameters(cost: Cost) -> str:
+    active = "" if cost.active_parameters == cost.parameters else f" ({text.count(cost.active_parameters)} active)"
+    return f"{text.count(cost.parameters)}{active}"
 
 
 DEVICES = ("arm", "stage", "devices", "strategy", "ddp", "fsdp")

@@ -96,6 +96,8 @@ class EquivalenceChecker:
             return True
         if self._lengths[one.name] != self._lengths[other.name]:  # few windows of two mixtures may coincide
             return False
+        if _training_only(self._small[one.name]) != _training_only(self._small[other.name]):
+            return False
         if not all(_close(self.nats(one, k), self.nats(other, k)) for k in range(2)):
             return False
         # A long prefix or attention window differs only on windows of the real length.
@@ -171,6 +173,12 @@ def _equal_gradients(gradients: dict[str, Tensor], expected: dict[str, Tensor]) 
     return True
 
 
+def _training_only(model: ResolvedModel) -> list[Any]:
+    """Settings that act in training alone, and so show in no nats."""
+    parts = [part for layer in model.layers for _, part in layer.parts]
+    return [model.output.future_tokens, *(getattr(part, key) for part in parts for key in part.training_only)]
+
+
 def _close(left: float, right: float) -> bool:
     return math.isclose(left, right, rel_tol=CLOSE, abs_tol=CLOSE)
 
@@ -224,7 +232,16 @@ def _runs(layers: Iterable[Layer]) -> list[list[Layer]]:
 
 
 def _all_runs(model: ResolvedModel) -> list[list[Layer]]:
-    return _runs(model.encoder) + _runs(model.decoder)
+    return [run for stack in _stack_runs(model) for run in stack]
+
+
+def _stack_runs(model: ResolvedModel) -> tuple[list[list[Layer]], list[list[Layer]]]:
+    """Runs of equal layers of the encoder and of the decoder; of pairs of layers, where the stacks are tied."""
+    if not model.tie_layers:
+        return _runs(model.encoder), _runs(model.decoder)
+    pairs = [list(run) for _, run in itertools.groupby(zip(model.encoder, model.decoder, strict=True))]
+    encoder, decoder = ([[pair[side] for pair in run] for run in pairs] for side in (0, 1))
+    return encoder, decoder
 
 
 def _shrunk(model: ResolvedModel, widths: dict[str, dict[int, int]], depths: dict[int, int]) -> ResolvedModel:
@@ -236,7 +253,8 @@ def _shrunk(model: ResolvedModel, widths: dict[str, dict[int, int]], depths: dic
     def layer(full: Layer) -> Layer:
         return Layer(parts=tuple((name, sized(part)) for name, part in full.parts))
 
-    def stack(layers: Sequence[Layer]) -> tuple[Layer, ...]:
-        return tuple(layer(run[0]) for run in _runs(layers) for _ in range(depths[len(run)]))
+    def stack(runs: list[list[Layer]]) -> tuple[Layer, ...]:
+        return tuple(layer(run[0]) for run in runs for _ in range(depths[len(run)]))
 
-    return sized(model).model_copy(update={"encoder": stack(model.encoder), "decoder": stack(model.decoder)})
+    encoder, decoder = (stack(runs) for runs in _stack_runs(model))
+    return sized(model).model_copy(update={"encoder": encoder, "decoder": decoder})
