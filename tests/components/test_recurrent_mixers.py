@@ -168,7 +168,7 @@ def test_kept_rows_go_on_as_if_the_others_had_never_been(name):
 def test_the_state_takes_its_bytes_at_every_length_and_precision(name, autocast):
     module, x = mixer_of(name, torch.float32), x_of(dtype=torch.float32)
     part = resolved(name, {**SHAPE, **MIXERS[name][1]})
-    states = part.cache_bytes(2 if autocast else 4, encoder=False).states
+    states = part.cache_bytes(2 if autocast else 4, False, Widths(D, D)).states
     for tokens, lengths in ((1, [1, 1]), (12, [5, 12]), (T, [5, 12])):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             _, cache = decoded(module, x[:, :tokens], lengths)
