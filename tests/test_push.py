@@ -242,3 +242,27 @@ def test_a_baseline_names_the_arms_that_are_compared_with_it(tmp_path):
     card = model_card(Pushed(ablation, runs, mine, mine.trained[-1], tmp_path, "me/tiny"))
     assert "baseline of the study's other arms: normed" in card
     assert "95% interval" not in card
+
+
+def test_a_mean_is_of_seeds_that_did_not_diverge_and_of_numbers(tmp_path):
+    folder = write_study(tmp_path, STUDY.replace('{kind: text, files: ["*.txt"]}', MIXTURE))
+    ablation, store = load_study(folder / "norms.yaml"), Store(folder / "store")
+    runs = runs_of(ablation, store)
+    for run in runs:
+        finish(run, loss(run.arm.name, run.seed))
+    mine, other, diverged = (run for run in runs if run.arm.name == "normed")
+    for run, change in ((diverged, {"state": "diverged"}), (mine, {"metrics": {"test/bytes": None}})):
+        result = run.last.result()
+        metrics = {**result["metrics"], **change.pop("metrics", {})}
+        run.last.finish({**result, **change, "metrics": metrics})
+    card = model_card(Pushed(ablation, runs, mine, mine.trained[-1], folder / "nothing", "me/tiny"))
+    mean = statistics.fmean(loss("normed", run.seed) for run in (mine, other))
+    assert row_of(card, "test/target_nll")[2:5] == [f"{loss('normed', mine.seed):.3f}", "2", f"{mean:.3f}"]
+    assert "test/bytes" not in card
+    assert str(folder) not in card
+
+
+MIXTURE = (
+    '{kind: mixture, sources: {one: {corpus: {kind: text, files: ["[0-4].txt"]}, weight: 1}, '
+    'two: {corpus: {kind: text, files: ["[5-9].txt"]}, weight: 1}}}'
+)

@@ -28,14 +28,14 @@ class Template:
 
     def __init__(self, content: Mapping[str, Any], name: str) -> None:
         """Make a template of a content without the value of `name`."""
-        self._before, self._after = _text({**content, name: _GAP}).split(_text(_GAP))
+        before = {key: item for key, item in content.items() if key < name}
+        after = {key: item for key, item in content.items() if key > name}
+        self._before = f"{_text(before)[:-1]}{',' if before else ''}{_text(name)}:"
+        self._after = f"{',' if after else ''}{_text(after)[1:]}"
 
     def fingerprint(self, value: Any) -> str:
         """`fingerprint` of the content with this value."""
         return _digest(f"{self._before}{_text(value)}{self._after}")
-
-
-_GAP = "\0"  # no string of a YAML file
 
 
 def _text(content: Any) -> str:

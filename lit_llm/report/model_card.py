@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from lit_llm.report import text
 from lit_llm.report.paper import printed_answer
 from lit_llm.report.tables.table import Table, in_markdown
 from lit_llm.runs.fingerprints import identity_of_data
+from lit_llm.statistics.comparison import values_of
 from lit_llm.statistics.paired import mean_spread
 from lit_llm.studies.audit.findings import differs
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.runs import Run, StoredStage, comparison_of
 
 PROVENANCE = ("version", "code", "torch", "python", "device", "precision", "kernels", "threads", "devices", "strategy")
+PROVENANCE += ("changing_parts",)
+NAMES = {"version": "lit-llm", "code": "digest of its code", "changing_parts": "own callbacks and plugins"}
 PROMPT = "Once"
 SHOWN = (*SPLITS.values(), EVALUATED)
 """Beginnings of the metrics that a card shows; the others are of the training's course."""
@@ -105,9 +109,13 @@ def _difference(pushed: Pushed) -> str:
 
 
 def text_of(value: Any) -> str:
-    """A value of a configuration."""
+    """A value of a configuration, files without their folders, which are of one machine."""
     if isinstance(value, list):
         return f"[{', '.join(map(text_of, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {text_of(item)}' for key, item in value.items())}}}"
+    if isinstance(value, str) and os.path.isabs(value):
+        return Path(value).name
     return "–" if value is None else str(value)
 
 
@@ -126,8 +134,6 @@ def _model(pushed: Pushed) -> Iterator[list[str]]:
 def _training(pushed: Pushed) -> Iterator[list[str]]:
     data = pushed.run.experiment.pretrain.data
     corpus = data.corpus.model_dump(mode="json", exclude_defaults=True)
-    if "files" in corpus:  # their folders are of one machine
-        corpus["files"] = [Path(name).name for name in corpus["files"]]
     settings = ", ".join(f"{key}: {text_of(value)}" for key, value in corpus.items() if key != "kind")
     yield ["data", f"{data.corpus.kind}{settings and f' ({settings})'}"]
     yield ["tokenizer", data.tokenizer.kind]
@@ -144,24 +150,29 @@ def _training(pushed: Pushed) -> Iterator[list[str]]:
 
 def _results(pushed: Pushed) -> Iterator[str]:
     """Metrics of this run, and of the arm's seeds with the interval of their mean."""
-    stage, by_seed = pushed.step.node.after, dict[int, dict[str, float]]()
-    for run in pushed.runs:
-        if run.arm.name == pushed.run.arm.name:
-            by_seed[run.seed] = {name: value for name, value in run.metrics().items() if _is_of(name, stage)}
-    rows = []
-    for name, value in by_seed[pushed.run.seed].items():
-        values = {seed: metrics[name] for seed, metrics in by_seed.items() if name in metrics}
-        spread, mean, metric = mean_spread(values), statistics.fmean(values.values()), metric_of(name)
-        half = None if spread is None else spread.half_width()
-        interval = "" if half is None else f"[{text.value(mean - half)}, {text.value(mean + half)}]"
-        arm = [str(len(values)), text.value(mean), interval]
-        rows.append([name, metric.unit if metric else "", text.value(value), *arm])
+    results, arm = [run.result() for run in pushed.runs], pushed.run.arm.name
+    rows, several = [], False
+    for name, value in pushed.run.metrics().items():
+        if value is None or not _is_of(name, pushed.step.node.after):
+            continue
+        values, metric = values_of(results, name)[arm], metric_of(name)
+        several |= len(values) > 1
+        row = [name, metric.unit if metric else "", text.value(value), str(len(values))]
+        if values:
+            spread, mean = mean_spread(values), statistics.fmean(values.values())
+            half = None if spread is None else spread.half_width()
+            interval = "" if half is None else f"[{text.value(mean - half)}, {text.value(mean + half)}]"
+            rows.append([*row, text.value(mean), interval])
+        else:
+            rows.append([*row, "–", ""])
     if not rows:
         return
-    several = max(map(len, ({seed for seed in by_seed if by_seed[seed]}, ()))) > 1
     head = ["metric", "unit", f"seed {pushed.run.seed}", "seeds", "mean", "95% interval"]
     if several:
-        notes = ("The interval is of the mean over seeds, on the same documents.",)
+        notes = (
+            "The mean is over the seeds that did not diverge and whose results agree in code, device and kernels; the "
+            "interval is of other seeds on the same documents.",
+        )
         yield in_markdown(Table("results", "Results", head, rows, 6, notes, left=2))
     else:
         yield in_markdown(Table("results", "Results", head[:3], [row[:3] for row in rows], 3, left=2))
@@ -226,4 +237,6 @@ def _provenance(pushed: Pushed) -> Iterator[list[str]]:
     yield ["digest of the text", identity_of_data(pushed.run.experiment).digest]
     for key in PROVENANCE:
         if (value := result.get("provenance", {}).get(key)) is not None:
-            yield [{"version": "lit-llm", "code": "digest of its code"}.get(key, key), str(value)]
+            yield [NAMES.get(key, key), str(value)]
+    if result.get("stopped_by"):
+        yield ["stopped by", str(result["stopped_by"])]

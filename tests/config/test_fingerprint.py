@@ -46,7 +46,7 @@ def test_what_is_not_finite_has_no_name():
 @pytest.mark.parametrize("name", ["a", "seed", "zz"])
 @pytest.mark.parametrize("value", [0, 2.0, "parent", '"', None, [1, {"b": 2}]])
 def test_a_template_gives_the_fingerprint_of_the_whole_content(name, value):
-    content = {"b": [1, "x"], "seed": 3, "y": {"seed": 4}}
+    content = {"b": [1, "x", "\0"], "seed": 3, "y": {"seed": 4}}
     assert Template(content, name).fingerprint(value) == fingerprint({**content, name: value})
 
 
