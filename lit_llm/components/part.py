@@ -187,6 +187,11 @@ class Part(Section):
         return ()
 
     @property
+    def depends_on_cut(self) -> bool:
+        """True where its training depends on how a batch is cut into micro-batches and shares of devices."""
+        return False
+
+    @property
     def unscaled(self) -> tuple[str, ...]:
         """Names of matrices that no parametrization by width has a rule for: few of their sizes grow with the width."""
         return ()

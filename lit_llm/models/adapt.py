@@ -31,6 +31,7 @@ from lit_llm.components.registry import COMPONENTS
 from lit_llm.config.section import Section
 from lit_llm.models.parameters import parameter_shapes
 from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.scaling import output_multiplier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,6 +152,10 @@ def altered(target: ResolvedModel, sources: Sources) -> tuple[Altered, ...]:
         for part in ("norm", "embedding", "output", "residual", "parametrization"):
             for change in _differing_settings(getattr(source, part), getattr(target, part)):
                 changes.setdefault(change, {})[part] = None
+        # Parametrizations differ by a key of their own.
+        factors = output_multiplier(source), output_multiplier(target)
+        if source.parametrization == target.parametrization and factors[0] != factors[1]:
+            changes.setdefault(("multiplier", *factors), {})["output"] = None
     return tuple((f"{place}.{key}", old, new) for (key, old, new), places in changes.items() for place in places)
 
 

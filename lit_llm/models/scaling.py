@@ -111,7 +111,7 @@ def _base_deviation(role: ParameterRole, model: ResolvedModel) -> float:
             branches = sum(len(layer.parts) for layer in getattr(model, role.side))
             return rules.std * (branches / role.depth) ** -0.5
         return rules.std
-    if rules.kind == "t5" and role.kind == "embedding":
+    if rules.kind == "t5" and role.kind in ("embedding", "output"):
         return 1.0
     if role.kind == "table":  # as in T5, by the width of the residual stream
         return float((model.width(role.side) / role.inputs) ** -0.5)
@@ -189,6 +189,11 @@ def scaling_problems(config: AnyModel) -> Iterator[tuple[str, str]]:
 def _deepnorm_problems(config: AnyModel) -> Iterator[tuple[str, str]]:
     if config.norm.placement != "post":
         yield "residual", f"deepnorm is norm(a x + f(x)): it needs `norm.placement: post`, not {config.norm.placement}"
+    if config.family == "encoder_decoder" and config.tie_layers:
+        yield (
+            "residual",
+            "deepnorm has no constants for layers that encoder and decoder share; use rezero or layer_scale",
+        )
     if config.family == "decoder_decoder":
         yield "residual", "deepnorm has no constants for a decoder_decoder; use rezero or layer_scale"
         return

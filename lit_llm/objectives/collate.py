@@ -118,7 +118,9 @@ class Batch:
         return part
 
     def ahead(self, distance: int) -> tuple[Tensor, Tensor]:
-        """Targets further on, for the positions whose next token counts too, both in one document.
+        """Targets further on, for the positions whose next token counts too, where both follow tokens of one document.
+
+        So the token before the end of a document is also asked for the first one of the next, as the end itself is.
 
         Returns:
             B x T ids: the target `distance` positions after each one; N places of those that count, as indices into

@@ -75,7 +75,12 @@ def at_width(experiment: Experiment, d_model: int, grow: Grow = "heads") -> Size
     grow: heads: more heads of the same head_dim; head_dim: as many heads, each wider.
     """
     factor = Fraction(d_model, experiment.model.d_model)
-    keys = {"d_model", "d_ff", *(("heads", "kv_heads") if grow == "heads" else ("head_dim", "value_dim"))}
+    keys = {
+        "d_model",
+        "d_ff",
+        "shared_d_ff",
+        *(("heads", "kv_heads") if grow == "heads" else ("head_dim", "value_dim")),
+    }
     values = _times(experiment.model.model_dump(mode="json"), factor, keys, f"--widths {d_model}")
     return Sized("width", d_model, _with_model(experiment, values))
 

@@ -54,7 +54,9 @@ def provenance(
 
     data, training = experiment.section(stage).data, experiment.section(stage).training
     execution = training.execution
-    cut_matters = not evaluates and (training.dropout > 0 or training.precision == "bf16_master")
+    cut_matters = training.dropout > 0 or training.precision == "bf16_master"
+    cut_matters |= any(part.depends_on_cut for part in resolve_model(experiment.model).parts)
+    cut_matters &= not evaluates
     packed = isinstance(data, InstructionConfig) and data.packing == "greedy"
     at_once = execution.rows_at_once(data.batch_size)
     cut = f"{at_once} packed" if packed else at_once

@@ -69,7 +69,7 @@ def halve_micro_batch(stage: Stage) -> int | None:
     """Halve the micro-batch size of a stage that trains; the batch size stays.
 
     Returns the new size. Returns None and changes nothing for an evaluation, for a micro-batch of one, and where the
-    size decides the result (dropout, bf16_master): the user has to choose it for all arms.
+    size decides the result (dropout, bf16_master, balanced experts): the user has to choose it for all arms.
     """
     frozen = load_stage_config(stage)
     section = frozen.experiment.section(frozen.after)

@@ -31,6 +31,11 @@ class ExpertBalance:
         """(encoder or decoder, mixture of experts) of each layer that has one."""
         self._chosen: list[Tensor] = []
 
+    def begin(self) -> None:
+        """Await the choices of a forward pass, whose `loss` follows."""
+        for _, experts in self.layers:
+            experts.awaits_routing = True
+
     def loss(self, piece: Batch) -> Tensor | float:
         """Loss of the balance for the targets of a micro-batch whose forward pass has just ended: a sum, as others are.
 
@@ -41,7 +46,7 @@ class ExpertBalance:
         for side, experts in self.layers:
             assert experts.routing is not None
             probabilities_Nn, chosen_Nk, _ = experts.routing
-            experts.routing = None
+            experts.routing, experts.awaits_routing = None, False
             config, read_N = experts.config, counted[side].to(probabilities_Nn.dtype)
             counts_n = torch.zeros_like(probabilities_Nn[0]).detach()
             counts_n.scatter_add_(0, chosen_Nk.flatten(), read_N.repeat_interleave(config.top_k))

@@ -37,8 +37,8 @@ class ExecutionConfig(Section):
     """CPU threads of one run. Results are bit-equal for equal threads only."""
     micro_batch_size: int | None = Field(None, gt=0)
     """Sequences per forward and backward pass on one device; the whole batch when absent. The loss stays the same,
-    except with dropout, which is drawn for each micro-batch, and with bf16_master, which adds their gradients in
-    bfloat16: there a result of another size is stale."""
+    except with dropout, which is drawn for each micro-batch, with bf16_master, which adds their gradients in bfloat16,
+    and with experts balanced by a loss over a micro-batch: there a result of another size is stale."""
     workers: int = Field(0, ge=0)
     """Processes that read data ahead."""
     activation_checkpointing: bool = False

@@ -164,6 +164,7 @@ class LitModel(L.LightningModule):
         for number, piece in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
             with self._synchronised(last), liger_kernels(config.execution.kernels == "liger"):
+                self._experts.begin()
                 with self._dropout(number):
                     hidden_BTD = self.model.hidden(**piece.inputs)
                 losses = self._losses(hidden_BTD, piece)
@@ -240,7 +241,8 @@ class LitModel(L.LightningModule):
     def _losses_ahead(self, piece: Batch, sums: Tensor) -> Tensor:
         """Losses of further tokens. sums: (nats, number of targets) of each so far, to which these are added."""
         objective = torch.zeros((), device=self.device)
-        weights = LossWeights(squares=self.training_config.z_loss)
+        distill = self._warm_start[0].distill
+        weights = LossWeights(1.0 if distill is None else 1 - distill.weight, self.training_config.z_loss)
         for number, states_BTD in enumerate(self.model.decoder.take_future_states()):
             targets = piece.ahead(number + 1)
             losses = target_loss(states_BTD, self.model.unembedding, targets, weights)

@@ -132,6 +132,7 @@ def balanced(batch: Batch, *overrides: str) -> tuple[Any, ExpertBalance, dict[in
         experts.router.register_forward_hook(
             lambda _, __, routing, number=number: seen.update({number: routing.probabilities_Nn.detach()})
         )
+    balance.begin()
     model.hidden(**batch.inputs)
     return model, balance, seen
 

@@ -166,6 +166,23 @@ def test_deepnorm_shrinks_the_values_the_outputs_and_the_feed_forward_network_al
             assert_close(ours[name], beta * plain[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("rules", "key"), [("residual=deepnorm", "deepnorm"), ("initialisation=depth_scaled", "depth")]
+)
+def test_an_expert_starts_as_the_feed_forward_network_in_whose_place_it_stands(rules, key):
+    norm = ["norm.placement=post", rules]
+    dense = dict(build("decllm", *norm).named_parameters())
+    experts = "decoder.experts={count: 3, top_k: 2, shared_d_ff: 48}"
+    mixed = dict(build("decllm", *norm, experts, "feed_forward.d_ff=48").named_parameters())
+    for part in ("up", "down"):
+        wanted = float(dense[f"decoder.layers.0.feed_forward.{part}.weight"].std())
+        for name in ("expert.0", "shared"):
+            found = float(mixed[f"decoder.layers.0.experts.{name}.{part}.weight"].std())
+            fan_in = (48 / dense[f"decoder.layers.0.feed_forward.{part}.weight"].shape[-1]) ** 0.5
+            grown = fan_in if part == "down" and key == "deepnorm" else 1.0
+            assert found * grown == pytest.approx(wanted, rel=0.1)
+
+
 def test_depth_scaled_divides_the_last_matrix_of_each_branch_by_the_root_of_the_branches():
     """GPT-2: two branches in each of the layers; the decoder of an encoder-decoder has three."""
     overrides = ["initialisation={kind: depth_scaled, std: 0.1}", "encoder.layers=8", "decoder.layers=3"]
@@ -190,7 +207,14 @@ def test_t5_starts_as_in_transformers():
     )
     peer = dict(theirs.named_parameters())
     t5 = ["initialisation=t5", "attention.relative_bias=shared", "attention.rope=none", "attention.scale=1.0"]
-    ours = dict(build("redllm", *t5, "attention.head_dim=8", "feed_forward.activation=relu").named_parameters())
+    ours = dict(
+        build(
+            "redllm",
+            *t5,
+            "attention.head_dim=8",
+            "feed_forward.activation=relu",
+        ).named_parameters()
+    )
     block = "decoder.block.0.layer"
     for name, other in (
         ("embedding", "shared"),
@@ -204,6 +228,12 @@ def test_t5_starts_as_in_transformers():
     ):
         left, right = ours[f"{name}.weight"], peer[f"{other}.weight"]
         assert float(left.std()) == pytest.approx(float(right.std()), rel=5 / left.numel() ** 0.5), name
+
+
+def test_an_untied_output_of_t5_starts_like_its_embeddings():
+    """`T5PreTrainedModel._init_weights` of transformers, whose configuration ties them."""
+    weight = build("decllm", "initialisation=t5", "tie_embeddings=none").output.weight
+    assert float(weight.detach().std()) == pytest.approx(1.0, rel=0.05)
 
 
 def test_t5_divides_tied_logits_by_the_root_of_d_model_and_w_q_only_where_scores_are_not():
@@ -221,6 +251,7 @@ REFUSED = {
     "a norm in the stream": ([COMPLETEP, "norm.placement=post"], "parametrization"),
     "two factors": ([COMPLETEP, "residual=rezero"], "residual"),
     "deepnorm without its norm": (["residual=deepnorm"], "residual"),
+    "deepnorm with shared layers": (["residual=deepnorm", "norm.placement=post", "tie_layers=true"], "residual"),
     "deepnorm with a third part": (
         ["residual=deepnorm", "norm.placement=post", "decoder.partial_attention=palm"],
         "residual",
@@ -232,7 +263,7 @@ REFUSED = {
 def test_what_does_not_fit_is_refused_at_its_key(case):
     overrides, key = REFUSED[case]
     with pytest.raises(InputError) as error:
-        config("decllm", *overrides)
+        config("redllm" if "tie_layers=true" in overrides else "decllm", *overrides)
     assert [problem.key for problem in error.value.problems] == [
         f"parametrization.{key}" if key.startswith("base") else key
     ]

@@ -135,6 +135,12 @@ def test_the_balance_of_experts_is_no_no_op_though_it_acts_in_training_alone(fou
     assert no_ops(found(f"arms: {{baseline: {experts}}}\n{grid(factor)}")) == []
 
 
+def test_a_parametrization_is_no_no_op_though_a_small_model_may_not_show_it(found) -> None:
+    mup, completep = (f"{{kind: {kind}, base_width: 8, base_depth: 2}}" for kind in ("mup", "completep"))
+    arms = f"{{model: {{parametrization: {mup}}}}}, deep: {{model: {{parametrization: {completep}}}}}"
+    assert no_ops(found(f"arms: {{baseline: {arms}}}", extends="decllm-tiny")) == []
+
+
 def test_a_prediction_of_further_tokens_is_no_no_op_though_it_acts_in_training_alone(found) -> None:
     assert no_ops(found(grid("model.output.future_tokens: [0, 1, 2]"))) == []
 

@@ -66,13 +66,17 @@ class Experts(LayerPart):
         shared = config.shared_network
         self.shared = None if shared is None else FeedForward(shared, widths, causal)
         self.routing: Routing | None = None
-        """Choices of the last pass in training, for the balance of the experts; None elsewhere."""
+        """Choices of the last pass, where the balance of the experts awaits them."""
+        self.awaits_routing = False
+        """True from the begin of a forward pass in training to its loss: a pass that activation checkpointing computes
+        again would keep its activations."""
 
     def forward(self, x_BTD: Tensor, inputs: None = None) -> Tensor:
         x_ND = x_BTD.flatten(0, -2)
         routing = self.router(x_ND)
         learns = torch.is_grad_enabled()
-        self.routing = routing if self.training and learns else None
+        if self.awaits_routing:
+            self.routing = routing
         out_ND = torch.zeros_like(x_ND) if self.shared is None else self.shared(x_ND)
         # All N x k choices, ordered by expert.
         order_M = routing.chosen_Nk.flatten().argsort(stable=True)

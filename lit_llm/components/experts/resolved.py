@@ -7,7 +7,17 @@ from typing import Any, ClassVar
 
 from lit_llm.components.experts.config import ExpertsConfig, ExpertsOverride
 from lit_llm.components.feed_forward.config import FeedForwardConfig
-from lit_llm.components.part import FLOAT32, Defaults, Example, LayerComponent, Part, Precision, TensorShape, Widths
+from lit_llm.components.part import (
+    FLOAT32,
+    Defaults,
+    Example,
+    LayerComponent,
+    MatrixKind,
+    Part,
+    Precision,
+    TensorShape,
+    Widths,
+)
 from lit_llm.config.tree import KIND
 
 INDEX = 8
@@ -35,6 +45,13 @@ class ResolvedExperts(Part):
     @property
     def differs_by_stack(self) -> str:
         return "the shares of its experts are balanced within one stack"
+
+    @property
+    def depends_on_cut(self) -> bool:
+        return self.balance == "loss"  # the shares are those of one micro-batch
+
+    def matrix_kind(self, name: str) -> MatrixKind:
+        return "hidden" if name == "router.weight" else self.network.matrix_kind(".".join(name.split(".")[-2:]))
 
     @property
     def unscaled(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ class ShortConvolution(nn.Module):
 
     def __init__(self, channels: int, width: int, bias: bool = False) -> None:
         super().__init__()
+        self.initial_std = (3 * width) ** -0.5  # as torch's, and the authors', uniform values within 1/sqrt(width)
         self.weight = nn.Parameter(torch.empty(channels, width))
         """The last column multiplies the token itself."""
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None

@@ -176,7 +176,8 @@ def _equal_gradients(gradients: dict[str, Tensor], expected: dict[str, Tensor]) 
 def _training_only(model: ResolvedModel) -> list[Any]:
     """Settings that act in training alone, and so show in no nats."""
     parts = [part for layer in model.layers for _, part in layer.parts]
-    return [model.output.future_tokens, *(getattr(part, key) for part in parts for key in part.training_only)]
+    scaling = [model.parametrization, model.output.future_tokens]
+    return [*scaling, *(getattr(part, key) for part in parts for key in part.training_only)]
 
 
 def _close(left: float, right: float) -> bool:
