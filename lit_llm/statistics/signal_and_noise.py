@@ -143,12 +143,16 @@ def _studentised_range(arms: int, degrees: int) -> float:
 # --- the last validations of a run ----------------------------------------------------------------------------------
 
 
-def last_validations(course: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The last validations of a run's course of (step, value): at most five, all in the last quarter of its steps."""
+def last_validations(course: Sequence[tuple[int, float]], end_alike: bool = True) -> list[tuple[int, float]]:
+    """The last validations of a run's course of (step, value): at most five, all in the last quarter of its steps.
+
+    end_alike: the validation after the last step reads what the others read; else it is left out.
+    """
     if not course:
         return []
     begin = course[-1][0] * (1 - LAST_SHARE)
-    return [each for each in course if each[0] >= begin][-LAST_VALIDATIONS:]
+    alike = course if end_alike else course[:-1]
+    return [each for each in alike if each[0] >= begin][-LAST_VALIDATIONS:]
 
 
 def checkpoint_noise(courses: Sequence[Sequence[tuple[int, float]]]) -> float | None:
