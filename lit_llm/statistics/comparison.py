@@ -250,7 +250,7 @@ def compare(
 ) -> Comparison:
     """Compare every arm with its baseline on one metric. Results of different code or machines are not mixed."""
     notes: list[str] = []
-    kept = _of_newest_provenance(runs, notes)
+    kept = of_newest_provenance(runs, notes)
     arms = list(dict.fromkeys(run.arm for run in runs))
     values = _values(kept, arms, metric)
     baselines = {run.arm: run.baseline for run in runs}
@@ -415,7 +415,7 @@ def interim_statuses(
     """
     metric = validation_metric(metric)
     arms, baselines = list(dict.fromkeys(run.arm for run in runs)), {run.arm: run.baseline for run in runs}
-    kept = _of_newest_provenance(runs, [])
+    kept = of_newest_provenance(runs, [])
     values, lost = _values(kept, arms, metric), dict[str, set[int]]()
     for run in kept:
         if run.seed not in values[run.arm] and run.state_of(metric) in ("done", "diverged"):
@@ -452,12 +452,12 @@ def _blocks(
 
 def values_of(runs: Sequence[RunResult], metric: str) -> dict[str, dict[int, float]]:
     """{arm: {seed: value}} of all runs of the newest provenance that have a value."""
-    return _values(_of_newest_provenance(runs, []), list(dict.fromkeys(run.arm for run in runs)), metric)
+    return _values(of_newest_provenance(runs, []), list(dict.fromkeys(run.arm for run in runs)), metric)
 
 
 def noise_of(runs: Sequence[RunResult], metric: str) -> Noise:
     """Influence of the documents on the metric of each run of the newest provenance."""
-    return _noise(_of_newest_provenance(runs, []), metric, Procedure())
+    return _noise(of_newest_provenance(runs, []), metric, Procedure())
 
 
 def _by_arm(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
@@ -538,7 +538,7 @@ def scaling_runs(
             run.result.get("training_seconds"),
             models[run.arm],
         )
-        for run in _of_newest_provenance(runs, [])
+        for run in of_newest_provenance(runs, [])
         if (loss := run.metric(metric)) is not None
     ]
 
@@ -546,7 +546,7 @@ def scaling_runs(
 def lost_sizes(runs: Sequence[RunResult], metric: str, groups: Mapping[str, str]) -> dict[str, list[str]]:
     """{group: its arms of which a run diverged}, among the runs of the newest provenance. groups: {arm: its group}."""
     lost: dict[str, list[str]] = {}
-    for arm in dict.fromkeys(run.arm for run in _of_newest_provenance(runs, []) if run.state_of(metric) == "diverged"):
+    for arm in dict.fromkeys(run.arm for run in of_newest_provenance(runs, []) if run.state_of(metric) == "diverged"):
         lost.setdefault(groups[arm], []).append(arm)
     return lost
 
@@ -558,7 +558,7 @@ def _missing_reason(run: RunResult, metric: str) -> str:
     return "of other code or another device" if run.metric(metric) is not None else f"no {metric}"
 
 
-def _of_newest_provenance(runs: Sequence[RunResult], notes: list[str]) -> list[RunResult]:
+def of_newest_provenance(runs: Sequence[RunResult], notes: list[str]) -> list[RunResult]:
     """The finished runs of the newest provenance, and of the newest code of each package that has components."""
     finished = [run for run in runs if run.result]
     in_order = sorted(finished, key=lambda run: run.result.get("finished", 0))

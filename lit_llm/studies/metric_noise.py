@@ -16,8 +16,9 @@ from typing import Any
 
 from lit_llm.config.metrics import EVALUATED, FINETUNED, SPLITS, direction, metric_of
 from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.evaluation.config import ExampleValidationConfig
 from lit_llm.runs.stage_graph import validation_metric
-from lit_llm.statistics.comparison import RunResult, values_of
+from lit_llm.statistics.comparison import RunResult, of_newest_provenance, values_of
 from lit_llm.statistics.estimates import joined
 from lit_llm.statistics.paired import Values
 from lit_llm.statistics.signal_and_noise import (
@@ -31,10 +32,10 @@ from lit_llm.statistics.signal_and_noise import (
     last_validations,
     signal_and_noise,
 )
-from lit_llm.store.store import Stage, Store, metric_lines
+from lit_llm.store.store import Store, metric_lines
 from lit_llm.studies.design.factors import short_names
 from lit_llm.studies.load import Ablation, Arm
-from lit_llm.studies.runs import Run, runs_of
+from lit_llm.studies.runs import Run, StoredStage, runs_of
 from lit_llm.studies.stored import open_study, version_of
 
 UNEQUAL = 2.0
@@ -85,14 +86,14 @@ class NoiseReport:
 
 @dataclass(frozen=True)
 class _Size:
-    """Arms that are compared with each other at one size, with all results of their study."""
+    """Arms that are compared with each other at one size, with the results of their study."""
 
     study: str
     stratum: str
     arms: Mapping[str, str]
     """{arm: its name at every size}."""
-    results: Sequence[RunResult]
-    runs: Sequence[Run]
+    kept: Sequence[RunWithResult]
+    """All runs of the study whose results are of its newest provenance."""
     primary: str
 
     @property
@@ -101,7 +102,7 @@ class _Size:
 
     @cached_property
     def finished(self) -> list[Mapping[str, Any]]:
-        return [run.result for run in self.results if run.arm in self.arms and run.result.get("parameters")]
+        return [run.result for _, run in self.kept if run.arm in self.arms and run.result.get("parameters")]
 
     @cached_property
     def parameters(self) -> float:
@@ -113,8 +114,18 @@ class _Size:
 
     def values(self, metric: str) -> dict[str, Values]:
         """{arm by its name at every size: {seed: value}}, without arms that have no value."""
-        values = values_of(self.results, metric)
+        values = values_of([result for _, result in self.kept], metric)
         return {name: values[arm] for arm, name in self.arms.items() if values.get(arm)}
+
+    @cached_property
+    def courses(self) -> list[tuple[RunResult, Courses]]:
+        """Results with the last validations of their runs."""
+        return [(result, _courses(run)) for run, result in self.kept if result.arm in self.arms]
+
+    def validations(self, metric: str) -> list[Sequence[tuple[int, float]]]:
+        """The last validations of each run that has a value of a metric: neither unfinished nor diverged ones."""
+        name = validation_metric(metric)
+        return [found[name] for result, found in self.courses if result.metric(metric) is not None and found.get(name)]
 
 
 def noise_of_studies(
@@ -131,17 +142,20 @@ def noise_of_studies(
 
 def noise_of(studies: Sequence[tuple[Ablation, Sequence[RunWithResult]]], metrics: str | None = None) -> NoiseReport:
     """Signal and noise of the metrics of studies whose results are read. Raises InputError where no metric matches."""
-    sizes = [size for ablation, seen in studies for size in _sizes(ablation, seen)]
-    notes = [f"{ablation.study.study}: no run has ended with a result" for ablation, seen in studies if not any(
-        result.result for _, result in seen
-    )]  # fmt: skip
+    sizes, notes = list[_Size](), list[str]()
+    for ablation, seen in studies:
+        left_out: list[str] = []
+        newest = {id(result) for result in of_newest_provenance([result for _, result in seen], left_out)}
+        kept = [(run, result) for run, result in seen if id(result) in newest]
+        sizes += _sizes(ablation, kept)
+        without = [] if kept else ["no run has ended with a result"]
+        notes += [f"{ablation.study.study}: {note}" for note in (*without, *left_out)]
     sizes = sorted((size for size in sizes if size.finished), key=lambda size: size.train_flops)
     measured = _metrics(sizes)
     chosen = [name for name in measured if metrics is None or fnmatchcase(name, metrics)]
     if measured and not chosen:
         raise InputError(Problem(f"no metric matches {metrics!r}{did_you_mean(metrics or '', measured)}", "--metric"))
-    courses = {size.name: [_courses(run) for run in size.runs] for size in sizes}
-    rows = [row for name in chosen for row in _rows(name, sizes, courses)]
+    rows = [row for name in chosen for row in _rows(name, sizes)]
     return NoiseReport(tuple(rows), (*notes, *_notes(sizes, rows)))
 
 
@@ -160,7 +174,7 @@ def _metrics(sizes: Sequence[_Size]) -> list[str]:
     return list(dict.fromkeys([*primary, *sorted(found - of_tests)]))
 
 
-def _sizes(ablation: Ablation, seen: Sequence[RunWithResult]) -> Iterator[_Size]:
+def _sizes(ablation: Ablation, kept: Sequence[RunWithResult]) -> Iterator[_Size]:
     study, short = ablation.study, short_names(list(ablation.factors))
     strata: dict[str, dict[str, str]] = {}
 
@@ -170,13 +184,11 @@ def _sizes(ablation: Ablation, seen: Sequence[RunWithResult]) -> Iterator[_Size]
 
     for arm in ablation.arms:
         strata.setdefault(", ".join(named(arm, True)), {})[arm.name] = "/".join([arm.group, *named(arm, False)])
-    results = [result for _, result in seen]
     for stratum, arms in strata.items():
-        runs = [run for run, result in seen if result.arm in arms]
-        yield _Size(study.study, stratum, arms, results, runs, study.compare.metric)
+        yield _Size(study.study, stratum, arms, kept, study.compare.metric)
 
 
-def _rows(metric: str, sizes: Sequence[_Size], courses: Mapping[str, Sequence[Courses]]) -> Iterator[MetricNoise]:
+def _rows(metric: str, sizes: Sequence[_Size]) -> Iterator[MetricNoise]:
     """One metric at every size that has it. sizes: by training FLOPs, the largest last."""
     values = {size.name: found for size in sizes if (found := size.values(metric))}
     means = {name: {arm: fmean(v.values()) for arm, v in arms.items()} for name, arms in values.items()}
@@ -185,7 +197,6 @@ def _rows(metric: str, sizes: Sequence[_Size], courses: Mapping[str, Sequence[Co
         measured = signal_and_noise(values[size.name])
         assert measured is not None
         target = _largest(size, having)
-        validated = [each[name] for each in courses[size.name] if (name := validation_metric(metric)) in each]
         yield MetricNoise(
             size.study,
             size.stratum,
@@ -193,7 +204,7 @@ def _rows(metric: str, sizes: Sequence[_Size], courses: Mapping[str, Sequence[Co
             size.train_flops,
             metric,
             measured,
-            checkpoint_noise(validated),
+            checkpoint_noise(size.validations(metric)),
             decision_accuracy(means[size.name], means[target.name]) if target else None,
             target.name if target else "",
         )
@@ -211,23 +222,34 @@ def _largest(size: _Size, sizes: Sequence[_Size]) -> _Size | None:
 def _courses(run: Run) -> dict[str, list[tuple[int, float]]]:
     """The last validations of all trainings of a run, by metric with the prefix of its stage."""
     return {
-        f"{step.node.prefix}{name}": last_validations(course)
+        f"{step.node.prefix}{name}": last_validations(course, _end_alike(run, step))
         for step in run.trained
         if not step.node.source
-        for name, course in _validations(step.stage).items()
+        for name, course in _validations(step).items()
     }
 
 
-def _validations(stage: Stage) -> dict[str, list[tuple[int, float]]]:
+def _end_alike(run: Run, step: StoredStage) -> bool:
+    """True where the validation after the last step reads as many sequences or examples as those before it.
+
+    Other text has another loss, which would count as noise.
+    """
+    section = run.experiment_at(step).section(step.node.after).validation
+    if isinstance(section, ExampleValidationConfig):
+        return section.most_examples == section.examples
+    return section.most_sequences == section.sequences
+
+
+def _validations(step: StoredStage) -> dict[str, list[tuple[int, float]]]:
     """{metric: (step, value) of the last validations} of one training."""
     begin = SPLITS["validation"]
     try:
-        lines = stage.metrics_file.read_bytes().split(b"\n")[:-1]  # the last may be half written
+        lines = step.stage.metrics_file.read_bytes().split(b"\n")[:-1]  # the last may be half written
     except OSError:
         return {}
     marked = [line for line in lines if f'"{begin}'.encode() in line]
     courses: dict[str, dict[int, float]] = {}
-    for line in metric_lines(marked[-LAST_VALIDATIONS:]):
+    for line in metric_lines(marked[-LAST_VALIDATIONS - 1 :]):  # one more, as the last may be left out
         for name, value in line["metrics"].items():
             if name.startswith(begin) and isinstance(value, int | float) and math.isfinite(value):
                 courses.setdefault(name, {})[int(line["step"])] = float(value)
@@ -250,7 +272,7 @@ def _notes(sizes: Sequence[_Size], rows: Sequence[MetricNoise]) -> Iterator[str]
     elif rows and not any(row.decisions for row in rows):
         yield f"no decision accuracy: no smaller size has {FEWEST_ARMS} arms by the names of the largest"
     diverged = {
-        run.arm: None for size in sizes for run in size.results if run.arm in size.arms and run.state == "diverged"
+        run.arm: None for size in sizes for _, run in size.kept if run.arm in size.arms and run.state == "diverged"
     }
     if diverged:
         yield f"diverged runs are left out, of {joined(list(diverged))}: what is left scatters less than the arms do"

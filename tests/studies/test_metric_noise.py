@@ -93,23 +93,53 @@ def test_one_seed_and_two_arms_are_said_and_a_study_without_results_is_none(writ
     assert shown.returncode == 0, shown.stderr
 
 
+@pytest.mark.parametrize(("final_sequences", "last"), [(8, 300), (64, 290)])
 def test_strata_are_sizes_and_a_course_gives_the_noise_of_its_last_validations(
-    tmp_path: Path, corpus: Path, place: Store
+    tmp_path: Path, corpus: Path, place: Store, final_sequences: int, last: int
 ) -> None:
-    """Arms of a grid are the same at two learning rates; as both take the same FLOPs, neither decides for the other."""
-    ablation = made_up_results.study_of(tmp_path, corpus)
-    made_up_results.finished_runs(ablation, place)
+    """Arms of a grid are the same at two learning rates; as both take the same FLOPs, neither decides for the other.
+
+    The validation after step 300 counts where it reads as many sequences as the others. A run that is not done has no
+    part, however much its loss scatters.
+    """
+    training = "training: {{max_steps: 300}}"
+    validation = f"validation: {{{{sequences: 8, final_sequences: {final_sequences}}}}}"
+    text = made_up_results.FACTORIAL.replace(training, f"{training}\n    {validation}")
+    ablation = made_up_results.study_of(tmp_path, corpus, text=text)
+    runs = made_up_results.finished_runs(ablation, place)
+    for run in runs[::3]:
+        lines = [json.loads(line) for line in run.last.metrics_file.read_text().splitlines()]
+        lines[-4]["metrics"]["val/target_nll"] += 5.0
+        run.last.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        result = run.last.folder / "result.json"
+        result.write_text(json.dumps(json.loads(result.read_text()) | {"state": "diverged"}))
     found = noise_of_studies([str(tmp_path / "blocks.yaml")], (), place)
     assert [(row.study, row.stratum, row.values.arms) for row in found.rows] == [
         ("blocks", "lr=0.001", 4), ("blocks", "lr=0.01", 4)
     ]  # fmt: skip
-    steps = np.array([260, 270, 280, 290, 300])
+    steps = np.arange(last - 40, last + 1, 10)
     values = 2.0 / steps
     residual = values - np.polyval(np.polyfit(steps, values, 1), steps)
     for row in found.rows:
         assert row.decisions is None
         assert row.checkpoint_noise is not None
         assert row.checkpoint_noise * row.values.mean == pytest.approx(np.sqrt((residual**2).sum() / 3), rel=0.01)
+
+
+def test_runs_of_other_code_have_no_part_and_a_note_says_so(write_study: Study, place: Store) -> None:
+    path = write_study("mixed", FOUR, seeds=[0, 1, 2])
+    ablation = load_study(path)
+    finish(ablation, place, {arm: [*values, 9.0] for arm, values in SMALL.items()})
+    for run in runs_of(ablation, place):
+        if run.seed == 2:
+            earlier = {**(run.last.result() or {}), "finished": 0.0, "provenance": {"code": "earlier"}}
+            (run.last.folder / "result.json").write_text(json.dumps(earlier))
+            course = [{"step": step, "metrics": {"val/target_nll": 9.0 + step % 2}} for step in range(1, 13)]
+            run.last.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in course))
+    found = noise_of_studies([str(path)], (), place)
+    (row,) = found.rows
+    assert (row.values.seeds, row.checkpoint_noise) == (2, None)
+    assert found.notes[0].startswith("mixed: 4 result(s) of other code")
 
 
 def test_the_page_of_a_study_has_the_section_where_arms_and_seeds_suffice(write_study: Study, place: Store) -> None:
