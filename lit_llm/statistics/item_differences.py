@@ -102,6 +102,11 @@ def item_comparison(
     kept = [({name: a[name] for name in names}, {name: b[name] for name in names}) for a, b in pairs]
     left_out = len(set().union(*every)) - len(names)
     said = [*notes, *[f"items left out, since not all runs were judged on them: {left_out}"] * bool(left_out)]
+    if uneven := sum(not _same([units[name][1] for units in every]) for name in names):
+        said.append(
+            f"{uneven} of {len(names)} items have another weight in some runs: other tokens of them are targets, by "
+            "their prefix, window or tokenizer, or their source has another share"
+        )
     binary = all(total in (0, 1) and weight == 1 for pair in kept for units in pair for total, weight in units.values())
     items = _differences(seeds, kept, {name: [name] for name in names}, binary)
     groups: dict[str, list[str]] = {}
@@ -115,6 +120,10 @@ def item_comparison(
     return ItemComparison(
         metric, arms, seeds, _whole(seeds, kept), items, sources, _tests(seeds, kept, binary), tuple(said)
     )
+
+
+def _same(weights: Sequence[float]) -> bool:
+    return all(math.isclose(weight, weights[0]) for weight in weights)
 
 
 Pairs = Sequence[tuple[Units, Units]]

@@ -151,11 +151,13 @@ class Run:
 
         None where the stage that measured it keeps no such losses.
         """
+        step = self.step_of(metric)
+        return None if step is None else units_of(step.stage, metric.removeprefix(step.node.prefix))
+
+    def step_of(self, metric: str) -> StoredStage | None:
+        """The stage that measures a metric, by the prefix of its name."""
         scoped = [step for step in self.steps if metric.startswith(step.node.scope)]
-        if not scoped:
-            return None
-        step = max(scoped, key=lambda step: len(step.node.scope))
-        return units_of(step.stage, metric.removeprefix(step.node.prefix))
+        return max(scoped, key=lambda step: len(step.node.scope), default=None)
 
     @cached_property
     def params(self) -> dict[str, Any]:
