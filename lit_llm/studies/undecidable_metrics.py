@@ -1,13 +1,14 @@
 """Findings of a plan on metrics that cannot decide, as far as earlier runs of this size show.
 
 The earlier runs are those that `plan --power` takes the scatter from. They show how far arms of this size lie from
-their baselines, too. Where the planned seeds detect only larger differences, the plan says so.
+their baselines, too. Where the planned seeds detect only larger differences, the plan says so. Each arm is judged by
+the runs that are nearest to it, so a study of several sizes has a finding for the arms of each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -50,8 +51,13 @@ def with_undecidable_metrics(planned: Plan, store: Store) -> Plan:
     if not earlier:
         return planned
     ratio = _detectable_ratio(planned, seeds)
-    found = [each for metric, others in earlier.items() if (each := _undecidable(metric, arms[0], others, ratio))]
-    return replace(planned, findings=(*planned.findings, *_findings(found, primary, seeds)))
+    found: dict[_Undecidable, list[str]] = {}
+    for metric, others in earlier.items():
+        for arm in arms:
+            if (each := _undecidable(metric, arm, others, ratio)) is not None:
+                found.setdefault(each, []).append(arm.arm.name)
+    named = {each: (ALL,) if len(names) == len(arms) else tuple(names) for each, names in found.items()}
+    return replace(planned, findings=(*planned.findings, *_findings(named, primary, seeds)))
 
 
 def _detectable_ratio(planned: Plan, seeds: int) -> float:
@@ -81,7 +87,10 @@ def _is_score_of(name: str, tasks: frozenset[str]) -> bool:
 
 def _undecidable(metric: str, planned: PlannedArm, earlier: Sequence[EarlierArm], ratio: float) -> _Undecidable | None:
     """None where the metric decides, or is not known at this size. ratio: from `_detectable_ratio`."""
-    alike = [other for other in nearest_arms(planned, earlier) if not other.is_far(planned)]
+    # In one order for every planned arm, so that arms with the same earlier ones have equal results.
+    alike = sorted(
+        (other for other in nearest_arms(planned, earlier) if not other.is_far(planned)), key=lambda other: other.arm
+    )
     scatter = pooled(other.scatter for other in alike)
     if scatter is None or scatter.degrees < FEWEST_DEGREES:
         return None
@@ -93,14 +102,20 @@ def _undecidable(metric: str, planned: PlannedArm, earlier: Sequence[EarlierArm]
     return _Undecidable(metric, alike[0].study, len(alike), seen, ratio * scatter.sd)
 
 
-def _findings(found: Sequence[_Undecidable], primary: str, seeds: int) -> Iterator[Finding]:
-    for each in found:
+def _findings(found: Mapping[_Undecidable, tuple[str, ...]], primary: str, seeds: int) -> Iterator[Finding]:
+    """A finding for each planned arm, of the same words where the same earlier runs are near. found: with the arms."""
+    by_arms: dict[tuple[str, ...], list[_Undecidable]] = {}
+    for each, names in found.items():
         if each.metric == primary:
-            yield Finding("note", ALL, "compare.metric", _message(each, seeds))
-    if tasks := [each for each in found if each.metric != primary]:
-        names = some([each.metric for each in tasks])
-        message = f"{names}: too noisy for {seeds} seeds to decide differences of the size that earlier runs show; "
-        yield Finding("note", ALL, "evaluate.tasks", f"{message}{_advice(tasks[0])}")
+            for name in names:
+                yield Finding("note", name, "compare.metric", _message(each, seeds))
+        else:
+            by_arms.setdefault(names, []).append(each)
+    for names, tasks in by_arms.items():
+        listed = some(list(dict.fromkeys(each.metric for each in tasks)))
+        message = f"{listed}: too noisy for {seeds} seeds to decide differences of the size that earlier runs show; "
+        for name in names:
+            yield Finding("note", name, "evaluate.tasks", f"{message}{_advice(tasks[0])}")
 
 
 def _message(each: _Undecidable, seeds: int) -> str:

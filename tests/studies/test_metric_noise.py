@@ -232,6 +232,22 @@ def test_the_tasks_of_a_study_are_judged_by_their_scores_too(write_study: Study,
     assert "`lit-llm noise one`" in message
 
 
+def test_each_size_of_a_study_is_judged_by_the_earlier_runs_of_its_size(write_study: Study, place: Store) -> None:
+    """Only the larger arm has noisy earlier runs of its size; which of the arms is first does not matter."""
+    big = "{model: {d_model: 64, feed_forward: {d_ff: 256}}}"
+    for name, arms in (
+        ("up", f"x: {{}}, y: {{extends: decllm-tiny}}, z: {big}"),
+        ("down", f"x: {{}}, z: {big}, y: {{extends: decllm-tiny}}"),
+    ):
+        planned = plan(load_study(write_study(name, f"arms: {{{arms}}}", [0, 1, 2])), built=False)
+        sizes = {arm.arm.name: arm.cost.parameters for arm in planned.arms}
+        assert sizes["z"] > 6 * sizes["y"]
+        reported(place, "large", NOISY, parameters=sizes["z"])
+        reported(place, "small", CLEAR, parameters=sizes["y"])
+        found = [each for each in with_undecidable_metrics(planned, place).findings if each.key == "compare.metric"]
+        assert [(each.arm, "in large, of this size" in each.message) for each in found] == [("z", True)]
+
+
 @pytest.mark.slow
 def test_the_command_shows_the_note_and_runs_no_less(write_study: Study, place: Store) -> None:
     path = write_study("new", "arms: {x: {}, y: {extends: decllm-tiny}}", [0, 1, 2])
