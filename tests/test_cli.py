@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from lit_llm.cli import app
+from lit_llm.cli.tools import store_app
 from lit_llm.launch import cores
 from lit_llm.studies.parallelism import choices_of
 from tests.commands import command, in_a_process, lit_llm
@@ -189,6 +192,20 @@ def test_help_and_a_wrong_study_load_no_heavy_library(tmp_path: Path) -> None:
         )
         answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert answer.stdout.splitlines()[-1] == "[]", answer.stderr
+
+
+def test_help_is_whole_and_wraps_only_at_the_edge_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No option's text is cut off, and no sentence breaks where its next word would have had room."""
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [[each.name or each.callback.__name__] for each in app.registered_commands if each.callback]
+    names += [["store", each.name] for each in store_app.registered_commands if each.name]
+    assert len(names) > 20
+    for name in names:
+        text = lit_llm(*name, "--help").stdout
+        assert "…" not in text, name
+        lines = [line.strip() for line in text.partition("╭")[0].splitlines()]
+        for line, following in itertools.pairwise(lines):
+            assert not following or not line or len(f"{line} {following.split()[0]}") > 78, (name, line)
 
 
 def test_a_plan_loads_no_torch() -> None:

@@ -57,7 +57,7 @@ Overrides = Annotated[
         "-o",
         "--override",
         metavar="KEY=VALUE",
-        help="Set a configuration key of every arm, e.g. -o pretrain.training.max_steps=100",
+        help="Set a configuration key of every arm, e.g. -o model.d_model=256",
     ),
 ]
 StoreOption = Annotated[

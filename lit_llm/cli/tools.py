@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lit_llm.cli.app import app
+from lit_llm.cli.app import Commands, app
 from lit_llm.cli.options import (
     DEFAULT_STORE,
     AsJson,
@@ -167,7 +167,7 @@ def _open_once_served(address: str, host: str, port: int) -> None:
     os._exit(0)
 
 
-store_app = typer.Typer(no_args_is_help=True, help="Take care of a store: after a move, or when the disk is full.")
+store_app = Commands(no_args_is_help=True, help="Take care of a store: after a move, or when the disk is full.")
 app.add_typer(store_app, name="store")
 
 
