@@ -23,8 +23,10 @@ from lit_llm.studies.audit.findings import differs
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.runs import Run, StoredStage, comparison_of
 
-PROVENANCE = ("version", "code", "torch", "python", "device", "precision", "kernels", "threads", "devices", "strategy")
-PROVENANCE += ("changing_parts",)
+PROVENANCE = (
+    *("version", "code", "torch", "python", "device", "precision", "kernels", "threads", "devices", "strategy"),
+    "changing_parts",
+)
 NAMES = {"version": "lit-llm", "code": "digest of its code", "changing_parts": "own callbacks and plugins"}
 PROMPT = "Once"
 SHOWN = (*SPLITS.values(), EVALUATED)
