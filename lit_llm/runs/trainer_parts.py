@@ -6,10 +6,9 @@ settings file; never from a study's file. Each run makes its own objects, in its
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
-import re
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
@@ -21,6 +20,7 @@ from lit_llm.config.trainer_settings import FACTORY
 from lit_llm.config.user_settings import user_file
 from lit_llm.launch.process import Task, pickled_call
 from lit_llm.launch.settings import trainer_settings
+from lit_llm.runs.part_names import factory_of, name_of
 
 if TYPE_CHECKING:
     from lit_llm.training.additions import TrainerAdditions
@@ -134,32 +134,9 @@ def _of_settings(file: Path, changed: int) -> TrainerParts:
     return TrainerParts(**{field.name: getattr(settings, field.name) for field in fields(TrainerParts)})
 
 
-def name_of(part: Part) -> str:
-    """A part's name with its arguments, equal for equal parts; an object has a digest of its content."""
-    if isinstance(part, str):
-        return part
-    if isinstance(part, Mapping):
-        return _call(part[FACTORY], {key: value for key, value in part.items() if key != FACTORY})
-    if isinstance(part, partial):
-        arguments = {str(place): value for place, value in enumerate(part.args)} | part.keywords
-        return _call(_qualified(part.func), arguments)
-    if inspect.isclass(part) or inspect.isroutine(part):
-        return _qualified(part)
-    content = re.sub(" at 0x[0-9a-f]+", "", repr(sorted(getattr(part, "__dict__", {}).items())))
-    return f"{_qualified(type(part))} {hashlib.sha256(content.encode()).hexdigest()[:8]}"
-
-
-def _qualified(factory: Callable[..., Any]) -> str:
-    return f"{factory.__module__}:{factory.__qualname__}"
-
-
-def _call(name: str, arguments: Mapping[str, Any]) -> str:
-    return f"{name}({', '.join(f'{key}={arguments[key]!r}' for key in sorted(arguments))})"
-
-
 def _short_name(part: Part) -> str:
     """Name of the class of one of Lightning's own parts; '' for others."""
-    name = name_of(part).partition("(")[0].partition(" ")[0]
+    name = factory_of(part)
     return name.rpartition(":")[2] if name.startswith(("lightning.", "pytorch_lightning.")) else ""
 
 
@@ -170,6 +147,11 @@ def _problem(part: Part) -> str:
             _factory(part)
         else:
             pickled_call(Task("part", len, (part,)))
+            if name_of(pickle.loads(pickle.dumps(part))) != name_of(part):
+                raise InputError(
+                    f"{factory_of(part)} has another content in each process, by which no result could be compared; "
+                    'make it in a function of a module, and name that: "package.module:make_it"'
+                )
     except InputError as error:
         return str(error)
     except ValueError as error:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,10 +24,11 @@ from safetensors.torch import load_file
 import lit_llm
 from lit_llm.config.problems import InputError
 from lit_llm.runs import trainer_parts
+from lit_llm.runs.part_names import name_of
 from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.run_one_stage import run_one
 from lit_llm.runs.stage_config import load_stage_config
-from lit_llm.runs.trainer_parts import TrainerParts, give, in_force, name_of
+from lit_llm.runs.trainer_parts import TrainerParts, give, in_force
 from lit_llm.store.store import Stage, Store, read_metrics
 from lit_llm.studies.load import load_study
 from tests.stages_in_parts import numbers, prepared_stage, stops_after
@@ -270,6 +275,69 @@ def test_equal_parts_have_one_name_and_others_another() -> None:
     assert name_of(STOPPING) == (
         "lightning.pytorch.callbacks.early_stopping:EarlyStopping(0='val/target_nll', min_delta=100.0, patience=1)"
     )
+
+
+class Holder(L.Callback):
+    def __init__(self, content: object) -> None:
+        self.content = content
+
+
+HELD = """
+from functools import partial
+from lit_llm.runs.part_names import name_of
+
+addresses = [object() for _ in range(int(__import__("os").environ["PYTHONHASHSEED"]) * 100_000)]
+
+
+class Holder:
+    def __init__(self, content):
+        self.content = content
+
+    def hook(self):
+        pass
+
+
+def begins():
+    pass
+
+
+words = {"one", "two", "three", "four"}
+itself = Holder(None)
+itself.content = [itself]
+parts = [partial(Holder, begins), {"factory": "a.b:C", "words": words}, Holder({1: begins, "b": words})]
+parts += [Holder([Holder(object())]), Holder(begins), Holder(Holder(1).hook), Holder(Holder(2).hook), itself]
+"""
+
+
+def test_names_of_parts_hold_in_other_processes(tmp_path: Path) -> None:
+    """Hashes of strings, and addresses of functions and objects, differ between the two processes."""
+    (tmp_path / "held.py").write_text(HELD)
+    command = [sys.executable, "-c", "import held; print(*map(held.name_of, held.parts), sep='\\n')"]
+    path = os.pathsep.join([str(tmp_path), str(Path(lit_llm.__file__).parents[1])])
+    processes = [
+        subprocess.Popen(
+            command, env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path}, stdout=subprocess.PIPE
+        )
+        for seed in "12"
+    ]
+    first, second = (process.communicate()[0].decode().splitlines() for process in processes)
+    assert first == second
+    assert len(set(first)) == len(first) == 8
+    assert first[:2] == ["held:Holder(0=held:begins)", "a.b:C(words={'four', 'one', 'three', 'two'})"]
+
+
+class Restless(L.Callback):
+    def __getstate__(self) -> dict[str, object]:
+        return {"now": time.time_ns()}
+
+
+def test_a_part_that_is_another_in_each_process_is_refused() -> None:
+    with pytest.raises(InputError, match=r"trainer.callbacks: .*Restless has another content in each process.*make it"):
+        TrainerParts(callbacks=[Restless()]).check()
+    TrainerParts(callbacks=[Holder(torch.ones(2)), EarlyStopping("val/target_nll"), Averaging(1e-3)]).check()
+    assert name_of(Holder(torch.ones(2))) != name_of(Holder(torch.zeros(2)))
+    with pytest.raises(InputError, match="generator has no name that holds in other processes"):
+        name_of(Holder(each for each in ()))
 
 
 def test_parts_that_change_no_training_leave_the_provenance_comparable(plain: Stage) -> None:

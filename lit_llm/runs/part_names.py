@@ -1,0 +1,98 @@
+"""Names of a user's additions to Lightning's Trainer for the provenance: equal ones have one name in every process.
+
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import hashlib
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from lit_llm.config.problems import InputError
+from lit_llm.config.trainer_settings import FACTORY
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType)
+
+
+def factory_of(part: Any) -> str:
+    """Name of a part's class or function, without arguments."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping):
+        return str(part[FACTORY])
+    if isinstance(part, partial):
+        return factory_of(part.func)
+    return _qualified(part if inspect.isclass(part) or inspect.isroutine(part) else type(part))
+
+
+def name_of(part: Any) -> str:
+    """A part's name with its arguments; an object has a digest of its content.
+
+    Raises InputError for a content that cannot be pickled, since it has no name that holds in other processes.
+    """
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping):
+        return factory_of(part) + _arguments({key: value for key, value in part.items() if key != FACTORY}, ())
+    return _named(part, ())
+
+
+def _named(value: Any, around: tuple[int, ...]) -> str:
+    """Name of a value. around: identities of the objects that hold it, the outermost first."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if id(value) in around:
+        return f"circle to {around.index(id(value))}"
+    around = (*around, id(value))
+
+    def names(values: Iterable[Any]) -> list[str]:
+        return [_named(each, around) for each in values]
+
+    if isinstance(value, partial):
+        arguments = {str(place): argument for place, argument in enumerate(value.args)} | value.keywords
+        return _named(value.func, around) + _arguments(arguments, around)
+    # A method bound to an object is named with the object, by the way in which it is pickled.
+    if isinstance(value, _FUNCTIONS) and isinstance(getattr(value, "__self__", None), types.ModuleType | None):
+        return _qualified(value)
+    if type(value) in (list, tuple):
+        return f"[{', '.join(names(value))}]"
+    if type(value) in (set, frozenset):  # in an order that does not depend on the seed of hashes
+        return f"{{{', '.join(sorted(names(value)))}}}"
+    if type(value) is dict:
+        return _arguments(value, around)
+    content = "".join(names(_content(value)))
+    return f"{_qualified(type(value))} {hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def _arguments(arguments: Mapping[Any, Any], around: tuple[int, ...]) -> str:
+    """Keys and values, in an order of their own."""
+    shown = {key if isinstance(key, str) else _named(key, around): value for key, value in arguments.items()}
+    return f"({', '.join(f'{key}={_named(shown[key], around)}' for key in sorted(shown))})"
+
+
+def _content(value: Any) -> list[Any]:
+    """What an object is made again from, as pickle reads it; an array's numbers."""
+    try:
+        if hasattr(value, "tolist"):
+            return [str(getattr(value, "dtype", "")), value.tolist()]
+        reduce = copyreg.dispatch_table.get(type(value))
+        reduced = reduce(value) if reduce else value.__reduce_ex__(4)
+    except Exception as error:  # the user's own code, which may fail in any way
+        raise InputError(
+            f"{_qualified(type(value))} has no name that holds in other processes ({error}); make it in a function "
+            'of a module, and name that: "package.module:make_it"'
+        ) from error
+    if isinstance(reduced, str):
+        return [reduced]
+    function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+    return [function, arguments, state, list(items or ()), dict(pairs or ())]
+
+
+def _qualified(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
