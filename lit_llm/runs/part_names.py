@@ -8,6 +8,7 @@ from __future__ import annotations
 import copyreg
 import hashlib
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any
 
 from lit_llm.config.problems import InputError
 from lit_llm.config.trainer_settings import FACTORY
+from lit_llm.tracking.address import SECRET_KEY, without_secrets
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType)
@@ -32,7 +34,7 @@ def factory_of(part: Any) -> str:
 
 
 def name_of(part: Any) -> str:
-    """A part's name with its arguments; an object has a digest of its content.
+    """A part's name with its arguments; an object has a digest of its content. Secrets are left out.
 
     Raises InputError for a content that cannot be pickled, since it has no name that holds in other processes.
     """
@@ -46,7 +48,7 @@ def name_of(part: Any) -> str:
 def _named(value: Any, around: tuple[int, ...]) -> str:
     """Name of a value. around: identities of the objects that hold it, the outermost first."""
     if isinstance(value, _PLAIN):
-        return repr(value)
+        return repr(without_secrets(value) if isinstance(value, str) else value)
     if id(value) in around:
         return f"circle to {around.index(id(value))}"
     around = (*around, id(value))
@@ -73,7 +75,14 @@ def _named(value: Any, around: tuple[int, ...]) -> str:
 def _arguments(arguments: Mapping[Any, Any], around: tuple[int, ...]) -> str:
     """Keys and values, in an order of their own."""
     shown = {key if isinstance(key, str) else _named(key, around): value for key, value in arguments.items()}
-    return f"({', '.join(f'{key}={_named(shown[key], around)}' for key in sorted(shown))})"
+    names = {key: "***" if _is_secret(key, shown[key]) else _named(shown[key], around) for key in sorted(shown)}
+    return f"({', '.join(f'{key}={name}' for key, name in names.items())})"
+
+
+def _is_secret(key: str, value: Any) -> bool:
+    """True for the value of a key such as `api_key`; a number as of `max_tokens` and a function are none."""
+    named = re.fullmatch(SECRET_KEY, key, re.IGNORECASE) is not None
+    return named and not isinstance(value, (int, float, type(None), *_FUNCTIONS))
 
 
 def _content(value: Any) -> list[Any]:

@@ -31,6 +31,8 @@ mapping of `factory`, its name, and its arguments."""
 OBSERVERS = {"DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary", "RichModelSummary"}
 OBSERVERS |= {"RichProgressBar", "TQDMProgressBar"}
 """Names of Lightning's callbacks that do not change the training."""
+SILENT = {"loggers", "profiler"}
+"""Fields whose parts change no training. They often have keys and addresses as arguments."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,10 @@ class TrainerParts:
                     yield field.name, part
 
     def names(self) -> dict[str, list[str]]:
-        """{field: names of its parts, with their arguments}, for the provenance."""
+        """{field: names of its parts}, for the provenance; with their arguments where these may change the training."""
         named: dict[str, list[str]] = {}
         for field, part in self._named():
-            named.setdefault(field, []).append(name_of(part))
+            named.setdefault(field, []).append((factory_of if field in SILENT else name_of)(part))
         return named
 
     def may_change(self) -> list[str]:
@@ -89,7 +91,9 @@ class TrainerParts:
 
     def check(self) -> None:
         """Import each factory, and pickle each object. Raises InputError with every problem."""
-        problems = [Problem(text, f"trainer.{field}") for field, part in self._named() if (text := _problem(part))]
+        problems = [
+            Problem(text, f"trainer.{field}") for field, part in self._named() if (text := _problem(field, part))
+        ]
         if problems:
             raise InputError(*problems)
 
@@ -140,14 +144,14 @@ def _short_name(part: Part) -> str:
     return name.rpartition(":")[2] if name.startswith(("lightning.", "pytorch_lightning.")) else ""
 
 
-def _problem(part: Part) -> str:
+def _problem(field: str, part: Part) -> str:
     """Reason why a run could not make a part, or ''."""
     try:
         if isinstance(part, str | Mapping):
             _factory(part)
         else:
             pickled_call(Task("part", len, (part,)))
-            if name_of(pickle.loads(pickle.dumps(part))) != name_of(part):
+            if field not in SILENT and name_of(pickle.loads(pickle.dumps(part))) != name_of(part):
                 raise InputError(
                     f"{factory_of(part)} has another content in each process, by which no result could be compared; "
                     'make it in a function of a module, and name that: "package.module:make_it"'

@@ -59,7 +59,9 @@ def resolved(tracking: str) -> tuple[str, Path | None]:
     return tracking, None
 
 
-SECRET = r"(?:[^=&?;\s'\"]*(?:pass|pwd|secret|token|key|auth|credential|signature)[^=&?;\s'\"]*|sig|pw)=[^&;\s'\"]*"
+SECRET_KEY = r"(?:[^=&?;\s'\"]*(?:pass|pwd|secret|token|key|auth|credential|signature)[^=&?;\s'\"]*|sig|pw)"
+"""A key whose value may be a secret."""
+SECRET = rf"{SECRET_KEY}=[^&;\s'\"]*"
 """A pair of a URL's query that may be a secret."""
 
 

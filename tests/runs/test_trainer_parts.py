@@ -326,6 +326,27 @@ def test_names_of_parts_hold_in_other_processes(tmp_path: Path) -> None:
     assert first[:2] == ["held:Holder(0=held:begins)", "a.b:C(words={'four', 'one', 'three', 'two'})"]
 
 
+def test_no_secret_is_in_the_provenance_or_in_its_digests(plain: Stage) -> None:
+    """What matches a name of secrets is left out, but numbers, by which trainings differ."""
+    keys = {"api_key": "hidden-1", "settings": {"PASSWORD": ["hidden-2"], "max_tokens": 3}}
+    address = "postgresql://me:hidden-3@host/db"
+    logger = {"factory": "lightning.pytorch.loggers:CometLogger", **keys}
+    noticed = {"factory": "my_package:Noticing", **keys, "address": address}
+    give(TrainerParts([noticed, partial(Holder, **keys)], [logger, partial(CSVLogger, **keys)], profiler=logger))
+    written = provenance(load_stage_config(plain).experiment)
+    assert "hidden" not in str(written)
+    assert written["trainer"] == {
+        "callbacks": [
+            "my_package:Noticing(address='postgresql://host/db', api_key=***, settings=(PASSWORD=***, max_tokens=3))",
+            f"{__name__}:Holder(api_key=***, settings=(PASSWORD=***, max_tokens=3))",
+        ],
+        "loggers": ["lightning.pytorch.loggers:CometLogger", "lightning.pytorch.loggers.csv_logs:CSVLogger"],
+        "profiler": ["lightning.pytorch.loggers:CometLogger"],
+    }
+    one, other = (Holder({"token": secret, "steps": 1}) for secret in ("hidden", "other"))
+    assert name_of(one) == name_of(other) != name_of(Holder({"token": "hidden", "steps": 2}))
+
+
 class Restless(L.Callback):
     def __getstate__(self) -> dict[str, object]:
         return {"now": time.time_ns()}
