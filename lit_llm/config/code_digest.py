@@ -60,7 +60,7 @@ def digest_of_package(name: str) -> str:
         assert spec.origin is not None
         return digest_of_code(Path(spec.origin).parent, [Path(spec.origin).name])
     except (SyntaxError, UnicodeDecodeError) as error:
-        message = f"the package {name} has components, and its code cannot be read: {error}"
+        message = f"the code of the package {name} cannot be read: {error}"
         raise InputError(Problem(message)) from error
 
 

@@ -9,16 +9,31 @@ import copyreg
 import hashlib
 import inspect
 import re
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
+from lit_llm.config.code_digest import digest_of_package
 from lit_llm.config.problems import InputError
 from lit_llm.config.trainer_settings import FACTORY
 from lit_llm.tracking.address import SECRET_KEY, without_secrets
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
+LIBRARIES = {
+    "__main__",
+    "lightning",
+    "lightning_fabric",
+    "lit_llm",
+    "numpy",
+    "pytorch_lightning",
+    "torch",
+    "torchmetrics",
+}
+LIBRARIES |= sys.stdlib_module_names
+"""Packages whose code no user edits between two runs. What lit_llm and torch compute is in the provenance anyway."""
 _FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType)
 
 
@@ -34,14 +49,17 @@ def factory_of(part: Any) -> str:
 
 
 def name_of(part: Any) -> str:
-    """A part's name with its arguments; an object has a digest of its content. Secrets are left out.
+    """A part's name with a digest of its code and its arguments; an object has a digest of its content.
 
-    Raises InputError for a content that cannot be pickled, since it has no name that holds in other processes.
+    Secrets are left out. Raises InputError for a content that cannot be pickled, since it has no name that holds in
+    other processes, and for code that is no Python.
     """
     if isinstance(part, str):
-        return part
+        return _with_code(part)
     if isinstance(part, Mapping):
-        return factory_of(part) + _arguments({key: value for key, value in part.items() if key != FACTORY}, ())
+        return _with_code(factory_of(part)) + _arguments(
+            {key: value for key, value in part.items() if key != FACTORY}, ()
+        )
     return _named(part, ())
 
 
@@ -61,7 +79,7 @@ def _named(value: Any, around: tuple[int, ...]) -> str:
         return _named(value.func, around) + _arguments(arguments, around)
     # A method bound to an object is named with the object, by the way in which it is pickled.
     if isinstance(value, _FUNCTIONS) and isinstance(getattr(value, "__self__", None), types.ModuleType | None):
-        return _qualified(value)
+        return _with_code(_qualified(value))
     if type(value) in (list, tuple):
         return f"[{', '.join(names(value))}]"
     if type(value) in (set, frozenset):  # in an order that does not depend on the seed of hashes
@@ -69,7 +87,25 @@ def _named(value: Any, around: tuple[int, ...]) -> str:
     if type(value) is dict:
         return _arguments(value, around)
     content = "".join(names(_content(value)))
-    return f"{_qualified(type(value))} {hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    return f"{_with_code(_qualified(type(value)))} {hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def _with_code(name: str) -> str:
+    """The name, with a digest of the code of its package where that is the user's."""
+    digest = code_digest(name.partition(":")[0].partition(".")[0])
+    return f"{name}@{digest}" if digest else name
+
+
+@cache
+def code_digest(package: str) -> str:
+    """Digest of the code of a package or a module of its own; '' for a library's, and where there is none.
+
+    It is the digest at the first call in this process, or after `code_digest.cache_clear()`.
+    """
+    if not package or package in LIBRARIES or (spec := find_spec(package)) is None:
+        return ""
+    written = bool(spec.submodule_search_locations) or (spec.origin or "").endswith(".py")
+    return digest_of_package(package) if written else ""
 
 
 def _arguments(arguments: Mapping[Any, Any], around: tuple[int, ...]) -> str:

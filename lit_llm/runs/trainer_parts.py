@@ -20,7 +20,7 @@ from lit_llm.config.trainer_settings import FACTORY
 from lit_llm.config.user_settings import user_file
 from lit_llm.launch.process import Task, pickled_call
 from lit_llm.launch.settings import trainer_settings
-from lit_llm.runs.part_names import factory_of, name_of
+from lit_llm.runs.part_names import code_digest, factory_of, name_of
 
 if TYPE_CHECKING:
     from lit_llm.training.additions import TrainerAdditions
@@ -90,7 +90,8 @@ class TrainerParts:
         return [name_of(part) for part in (*changing, *self.plugins, *strategy)]
 
     def check(self) -> None:
-        """Import each factory, and pickle each object. Raises InputError with every problem."""
+        """Import each factory, pickle each object, and read their code anew. Raises InputError with every problem."""
+        code_digest.cache_clear()
         problems = [
             Problem(text, f"trainer.{field}") for field, part in self._named() if (text := _problem(field, part))
         ]
@@ -149,6 +150,8 @@ def _problem(field: str, part: Part) -> str:
     try:
         if isinstance(part, str | Mapping):
             _factory(part)
+            if field not in SILENT:
+                name_of(part)
         else:
             pickled_call(Task("part", len, (part,)))
             if field not in SILENT and name_of(pickle.loads(pickle.dumps(part))) != name_of(part):

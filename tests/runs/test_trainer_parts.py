@@ -22,9 +22,10 @@ from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
 from safetensors.torch import load_file
 
 import lit_llm
+from lit_llm.config.code_digest import digest_of_code
 from lit_llm.config.problems import InputError
 from lit_llm.runs import trainer_parts
-from lit_llm.runs.part_names import name_of
+from lit_llm.runs.part_names import code_digest, name_of
 from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.run_one_stage import run_one
 from lit_llm.runs.stage_config import load_stage_config
@@ -323,7 +324,32 @@ def test_names_of_parts_hold_in_other_processes(tmp_path: Path) -> None:
     first, second = (process.communicate()[0].decode().splitlines() for process in processes)
     assert first == second
     assert len(set(first)) == len(first) == 8
-    assert first[:2] == ["held:Holder(0=held:begins)", "a.b:C(words={'four', 'one', 'three', 'two'})"]
+    code = digest_of_code(tmp_path, ["held.py"])
+    assert first[:2] == [f"held:Holder@{code}(0=held:begins@{code})", "a.b:C(words={'four', 'one', 'three', 'two'})"]
+
+
+def test_an_edited_callback_makes_results_of_the_earlier_one_stale(
+    plain: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next study reads the code anew; a comment, and a file beside the callback's package, change nothing."""
+    (folder := tmp_path / "edited_parts").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    experiment, parts = load_stage_config(plain).experiment, TrainerParts(callbacks=["edited_parts.here:make"])
+
+    def written(text: str) -> dict[str, object]:
+        (folder / "rates.py").write_text(text)
+        parts.check()
+        return provenance(experiment)
+
+    (folder / "__init__.py").touch()
+    (folder / "here.py").write_text("from edited_parts.rates import RATE\n\ndef make():\n    return RATE\n")
+    give(parts)
+    before = written("RATE = 0.1\n")
+    assert same_provenance(before, written("RATE = 0.1  # a tenth\n"))
+    assert not same_provenance(before, written("RATE = 0.2\n"))
+    (folder / "rates.py").write_text("RATE = \n")
+    with pytest.raises(InputError, match=r"trainer.callbacks: the code of the package edited_parts cannot be read"):
+        parts.check()
 
 
 def test_no_secret_is_in_the_provenance_or_in_its_digests(plain: Stage) -> None:
@@ -338,7 +364,7 @@ def test_no_secret_is_in_the_provenance_or_in_its_digests(plain: Stage) -> None:
     assert written["trainer"] == {
         "callbacks": [
             "my_package:Noticing(address='postgresql://host/db', api_key=***, settings=(PASSWORD=***, max_tokens=3))",
-            f"{__name__}:Holder(api_key=***, settings=(PASSWORD=***, max_tokens=3))",
+            f"{__name__}:Holder@{code_digest(__name__)}(api_key=***, settings=(PASSWORD=***, max_tokens=3))",
         ],
         "loggers": ["lightning.pytorch.loggers:CometLogger", "lightning.pytorch.loggers.csv_logs:CSVLogger"],
         "profiler": ["lightning.pytorch.loggers:CometLogger"],
