@@ -29,9 +29,8 @@ from lit_llm.runs.fingerprints import digest_of_data, digest_of_examples, identi
 from lit_llm.runs.kernels import lengths_vary, training_of
 from lit_llm.runs.stage_data import StageData, finetuning_data, pretraining_data
 from lit_llm.store.store import DEFAULT, Store
-from lit_llm.training.compiled_blocks import compile_blocks
+from lit_llm.training.compiled_blocks import use_kernels
 from lit_llm.training.fit import Evaluate, train_loader
-from lit_llm.training.kernels import liger_obstacle
 from lit_llm.training.module import LitModel
 
 Given = Experiment | str | Path | Mapping[str, Any]
@@ -56,18 +55,18 @@ class LitExperiment(LitModel):
     """
 
     def __init__(self, experiment: Given, stage: Trained = "pretrain") -> None:
-        """Build the model with its initial weights. Raises InputError for a wrong experiment, or one that adapts."""
+        """Build the model with its initial weights. Raises InputError for an experiment that it cannot train."""
         experiment = experiment_of(experiment, stage)
         if experiment.adapt is not None:
             message = "begins with the weights of other runs, which only `lit-llm run` and `lit-llm train` load"
             raise InputError(Problem(message, "adapt"))
         training = training_of(experiment, stage)
-        kernels = training.execution.kernels
-        if kernels == "liger" and (obstacle := liger_obstacle(torch.cuda.is_available())):
-            raise InputError(Problem(obstacle, f"{stage}.training.execution.kernels"))
+        if training.precision == "bf16_master":
+            message = "bf16_master keeps its trained weights in the optimiser, where this module cannot show them"
+            raise InputError(Problem(f"{message}; use bf16 or fp32, or `lit-llm run`", f"{stage}.training.precision"))
         super().__init__(build_model(experiment.model, experiment.seed).train(), training, experiment.seed)
-        if kernels == "compiled":
-            compile_blocks(self.model, lengths_vary(experiment, stage))
+        vary = lengths_vary(experiment, stage)
+        use_kernels(self.model, training.execution.kernels, torch.cuda.is_available(), vary)
         self.save_hyperparameters({"experiment": experiment.model_dump(mode="json"), "stage": stage})
         self.experiment, self.times = experiment, experiment.section(stage).validation.times
         self.validation_loss, self.test_loss = MeanMetric(), MeanMetric()

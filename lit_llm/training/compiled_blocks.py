@@ -18,8 +18,10 @@ from torch import Tensor
 
 from lit_llm.components.flex import FlexAttention
 from lit_llm.components.loss.module import terms_of_rows
+from lit_llm.config.problems import InputError, Problem
 from lit_llm.models.families import LanguageModel
 from lit_llm.models.stacks import Stack, apply_block
+from lit_llm.training.kernels import kernel_obstacle
 
 GRAPHS = 8
 """Most graphs for each layer: kinds of masks (documents, padding, neither), and sizes of micro-batches. A run that
@@ -29,6 +31,26 @@ ATTENTION_GRAPHS = 128
 
 Backend = str | Callable[..., Any]
 """One of torch's backends, or a test's."""
+
+
+def use_kernels(model: LanguageModel, kernels: str, on_gpu: bool, lengths_vary: bool) -> None:
+    """Compile what these kernels compile, after `LitModel` has taken the model. Liger's are switched on by its steps.
+
+    Args:
+        model: The model that trains.
+        kernels: A value of `training.execution.kernels`.
+        on_gpu: True where the training has a CUDA device.
+        lengths_vary: True where batches differ in their numbers of tokens.
+
+    Raises:
+        InputError: These kernels cannot be computed here.
+    """
+    if obstacle := kernel_obstacle(kernels, on_gpu):
+        raise InputError(Problem(obstacle, "training.execution.kernels"))
+    if kernels == "compiled":
+        compile_blocks(model, lengths_vary)
+    elif kernels == "flex":
+        compile_attention(model, lengths_vary)
 
 
 def compile_blocks(model: LanguageModel, lengths_vary: bool, backend: Backend = "inductor") -> None:

@@ -27,11 +27,10 @@ from lit_llm.objectives.collate import Batch
 from lit_llm.store.store import MetricsFile
 from lit_llm.training.additions import TrainerAdditions, ValidationHooks
 from lit_llm.training.checkpoints import Checkpoints, newest_checkpoint
-from lit_llm.training.compiled_blocks import compile_attention, compile_blocks
+from lit_llm.training.compiled_blocks import use_kernels
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
 from lit_llm.training.devices import DeviceGroup, Sharded, lightning_strategy, stops_by_first
 from lit_llm.training.heap import keep_freed_memory
-from lit_llm.training.kernels import kernel_obstacle
 from lit_llm.training.module import Diverged, LitModel, WarmStart
 from lit_llm.training.stability import Stability
 from lit_llm.training.throughput import Throughput
@@ -110,14 +109,9 @@ def fit(
     execution = training.execution
     accelerator = accelerator_of(execution.accelerator)
     _check_devices(execution, accelerator)
-    if obstacle := kernel_obstacle(execution.kernels, accelerator == "cuda"):
-        raise InputError(Problem(obstacle, "training.execution.kernels"))
     # Lightning does not change the mode, and a loaded model is in evaluation mode, without dropout.
     lit = LitModel(model.train(), training, batches.seed, warm_start)
-    if execution.kernels == "compiled":
-        compile_blocks(model, lengths_vary)
-    elif execution.kernels == "flex":
-        compile_attention(model, lengths_vary)
+    use_kernels(model, execution.kernels, accelerator == "cuda", lengths_vary)
     stability, throughput = (
         Stability(training.stability),
         Throughput(step_cost.tokens, step_cost.flops, training.precision, group.ranks),

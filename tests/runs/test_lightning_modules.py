@@ -26,6 +26,7 @@ from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.runs.trained_model import open_finished
 from lit_llm.store.store import Stage, Store
 from lit_llm.studies.load import load_study
+from lit_llm.training import compiled_blocks
 from tests.stages_in_parts import numbers, prepared_stage
 from tests.training.test_step import uneven_batch
 
@@ -187,3 +188,20 @@ def test_an_experiment_without_a_second_stage_has_no_module_of_it() -> None:
 def test_an_adaptation_is_refused_since_its_weights_are_in_other_runs() -> None:
     with pytest.raises(InputError, match="adapt: begins with the weights of other runs"):
         LitExperiment(load_experiment("redllm-tiny", ["adapt.from=decllm-tiny"]))
+
+
+def test_master_weights_are_refused_since_the_model_has_only_their_bfloat16_copies() -> None:
+    with pytest.raises(InputError, match=r"pretrain.training.precision: bf16_master keeps .*; use bf16 or fp32"):
+        LitExperiment(load_experiment("decllm-tiny", ["pretrain.training.precision=bf16_master"]))
+
+
+def test_kernels_are_those_of_a_run_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = load_experiment("decllm-tiny", ["pretrain.training.execution.kernels=flex"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="kernels: FlexAttention trains on a CUDA device, .* set kernels to auto"):
+        LitExperiment(experiment)
+    compiled: list[bool] = []
+    monkeypatch.setattr(compiled_blocks, "kernel_obstacle", lambda kernels, on_gpu: "")
+    monkeypatch.setattr(compiled_blocks, "compile_attention", lambda model, lengths_vary: compiled.append(lengths_vary))
+    LitExperiment(experiment)
+    assert compiled == [False]

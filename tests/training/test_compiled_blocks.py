@@ -23,7 +23,7 @@ from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
 from lit_llm.runs.run_one_stage import run_one
 from lit_llm.store.store import Store
-from lit_llm.training import fit
+from lit_llm.training import compiled_blocks
 from lit_llm.training.compiled_blocks import GRAPHS, compile_blocks
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.module import LitModel
@@ -344,7 +344,7 @@ def test_a_stage_compiles_as_its_configuration_says(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(fit, "compile_blocks", lambda model, lengths_vary: asked.append(lengths_vary))
+    monkeypatch.setattr(compiled_blocks, "compile_blocks", lambda model, lengths_vary: asked.append(lengths_vary))
     cases = [("half", "compiled"), ("random", "compiled"), ("half", "auto")]
     for number, (split, kernels) in enumerate(cases):
         stage = prepared_stage(

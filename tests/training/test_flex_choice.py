@@ -17,7 +17,7 @@ from lit_llm.models.stacks import Stack
 from lit_llm.runs.kernels import kernels_note
 from lit_llm.runs.run_one_stage import run_one
 from lit_llm.store.store import Store
-from lit_llm.training import fit
+from lit_llm.training import compiled_blocks
 from lit_llm.training.compiled_blocks import compile_attention
 from lit_llm.training.kernels import flex_obstacle
 from tests.flex_on_cpu import gradients_allowed
@@ -101,8 +101,8 @@ def test_a_stage_trains_with_flex_and_says_so(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, counter: CompileCounterWithBackend
 ) -> None:
     """Judge: the training by the other kernels, which rounds otherwise."""
-    monkeypatch.setattr(fit, "kernel_obstacle", lambda kernels, on_gpu: "")
-    monkeypatch.setattr(fit, "compile_attention", partial(compile_attention, backend=counter))
+    monkeypatch.setattr(compiled_blocks, "kernel_obstacle", lambda kernels, on_gpu: "")
+    monkeypatch.setattr(compiled_blocks, "compile_attention", partial(compile_attention, backend=counter))
     counter.clear()
     stages = {}
     for kernels in ("auto", "flex"):
