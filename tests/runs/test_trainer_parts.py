@@ -331,7 +331,7 @@ def test_names_of_parts_hold_in_other_processes(tmp_path: Path) -> None:
 def test_an_edited_callback_makes_results_of_the_earlier_one_stale(
     plain: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next study reads the code anew; a comment, and a file beside the callback's package, change nothing."""
+    """The next study reads the package anew, with what the callback imports; a comment changes nothing."""
     (folder := tmp_path / "edited_parts").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     experiment, parts = load_stage_config(plain).experiment, TrainerParts(callbacks=["edited_parts.here:make"])
