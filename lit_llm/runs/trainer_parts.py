@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from pathlib import Path
@@ -54,6 +55,17 @@ class TrainerParts:
     """Strategy in place of the one that `training.execution` sets."""
     profiler: Part | None = None
     """Profiler. One with a `dirpath` that is not given writes beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in ("callbacks", "loggers", "plugins"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                problems.append(
+                    Problem(f"is one {type(value).__name__}: give a list of parts, {name}=[...]", f"trainer.{name}")
+                )
+        if problems:
+            raise InputError(*problems)
 
     def __bool__(self) -> bool:
         return any(self._named())
@@ -115,10 +127,15 @@ class TrainerParts:
 _given = TrainerParts()
 
 
-def give(parts: TrainerParts) -> None:
-    """Set the parts that Python adds to those of the settings, in this process, until the next call."""
+@contextmanager
+def given(parts: TrainerParts) -> Iterator[None]:
+    """Context in which Python adds these parts to those of the settings, in this process."""
     global _given
-    _given = parts
+    before, _given = _given, parts
+    try:
+        yield
+    finally:
+        _given = before
 
 
 def in_force() -> TrainerParts:

@@ -13,7 +13,7 @@ from typing import Literal
 from lit_llm.components.registry import modules_of_parts
 from lit_llm.launch import ask_coordinator, stop_requested
 from lit_llm.runs.run_one_stage import run_one
-from lit_llm.runs.trainer_parts import TrainerParts, give
+from lit_llm.runs.trainer_parts import TrainerParts, given
 from lit_llm.store.disk import check_exists
 from lit_llm.store.store import Store
 
@@ -33,8 +33,8 @@ def run_stage(root: Path, fingerprint: str, parts: TrainerParts = TrainerParts()
     parts: what Python adds to Lightning's Trainer, besides the user's settings. Raises DiskError for an error of the
     disk, or where the store is gone.
     """
-    give(parts)
-    return run_one(root, fingerprint, should_stop=partial(_is_to_stop, Store(root)), waits=False)
+    with given(parts):
+        return run_one(root, fingerprint, should_stop=partial(_is_to_stop, Store(root)), waits=False)
 
 
 def _is_to_stop(store: Store) -> bool:

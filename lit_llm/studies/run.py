@@ -20,7 +20,7 @@ from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import digest_of_examples, identity_of_data, reset_identities
 from lit_llm.runs.provenance import installed_version
 from lit_llm.runs.trained_model import has_lost_weights
-from lit_llm.runs.trainer_parts import TrainerParts, give, of_settings
+from lit_llm.runs.trainer_parts import TrainerParts, given, of_settings
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.store.disk import check_exists, disk_errors
 from lit_llm.store.files import file_digest
@@ -136,58 +136,61 @@ def run_study(
     name = ablation.study.study
     store.check()
     _check_trainer(trainer, ablation, places)
-    reset_identities(ablation.identities)
-    runs = runs_of(ablation, store)
-    chosen = _chosen(runs, only)
-    to_do = any(run.status()["state"] not in FINAL for run in chosen)
-    if places is not None and rerun == "stale":
-        raise InputError(
-            Problem("compares with this machine; give it without a launcher, on a machine of the kind", "--rerun stale")
-        )
-    if places is not None and (to_do or rerun):
-        places.check()
-    elif to_do or rerun:
-        check_kernels(ablation, {run.arm.name for run in chosen})
-    planned = plan(ablation, log=observer.message, built=to_do, store=store, runs=runs)
-    planned.check()
-    for finding in planned.findings:
-        if finding.kind in ("no_op", "confound"):
-            observer.message(str(finding))
-    folder = store.study(name)
-    other = changes(store, ablation)
-    if other and not (new_version or ablation.is_experiment):
-        raise another_version(store, ablation, other)
-    if not to_do:
-        earlier = with_earlier_findings(planned, folder / PLAN)
-        planned = earlier or plan(ablation, log=observer.message, store=store, runs=runs)
-    if (folder / SWEEP).exists():
-        raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
-    sync = open_sync(store, name, tracking, description(planned, store), tags_of(planned, store))
-    trained = [(run.experiment_at(step), step.node.after, step.stage) for run in chosen for step in run.trained]
-    check_free_space(store, trained, max_parallel)
-    store.open()
-    study = _StudyRun(planned, store, observer, runs, chosen, only)
-    with disk_errors(store) as disk, ExitStack() as stack:
-        with _exclusively(folder, observer):
-            if other:
-                study.set_aside(other)
-            coordinator = stack.enter_context(coordinating(folder))
-            study.prepare(rerun)
-        disk.started = True
-        study.report_others(coordinator)
-        follower = cache(lambda: SyncThread(sync, study.records))
-        execution = Execution(store, folder, max_parallel, observer, follower, supervision, places, trainer)
-        try:
-            interrupted = execution.round(study.chosen, _todo(chosen, rerun, observer))
-            while ablation.study.more_seeds and not interrupted:
-                with _exclusively(folder, observer):
-                    if not study.add_seeds():
-                        break
-                interrupted = execution.round(study.chosen, _todo(study.chosen, None, observer))
-        finally:
-            observer.finished()
-        with _exclusively(folder, observer):
-            return study.end(interrupted, sync, follower, report)
+    with given(trainer):
+        reset_identities(ablation.identities)
+        runs = runs_of(ablation, store)
+        chosen = _chosen(runs, only)
+        to_do = any(run.status()["state"] not in FINAL for run in chosen)
+        if places is not None and rerun == "stale":
+            raise InputError(
+                Problem(
+                    "compares with this machine; give it without a launcher, on a machine of the kind", "--rerun stale"
+                )
+            )
+        if places is not None and (to_do or rerun):
+            places.check()
+        elif to_do or rerun:
+            check_kernels(ablation, {run.arm.name for run in chosen})
+        planned = plan(ablation, log=observer.message, built=to_do, store=store, runs=runs)
+        planned.check()
+        for finding in planned.findings:
+            if finding.kind in ("no_op", "confound"):
+                observer.message(str(finding))
+        folder = store.study(name)
+        other = changes(store, ablation)
+        if other and not (new_version or ablation.is_experiment):
+            raise another_version(store, ablation, other)
+        if not to_do:
+            earlier = with_earlier_findings(planned, folder / PLAN)
+            planned = earlier or plan(ablation, log=observer.message, store=store, runs=runs)
+        if (folder / SWEEP).exists():
+            raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
+        sync = open_sync(store, name, tracking, description(planned, store), tags_of(planned, store))
+        trained = [(run.experiment_at(step), step.node.after, step.stage) for run in chosen for step in run.trained]
+        check_free_space(store, trained, max_parallel)
+        store.open()
+        study = _StudyRun(planned, store, observer, runs, chosen, only)
+        with disk_errors(store) as disk, ExitStack() as stack:
+            with _exclusively(folder, observer):
+                if other:
+                    study.set_aside(other)
+                coordinator = stack.enter_context(coordinating(folder))
+                study.prepare(rerun)
+            disk.started = True
+            study.report_others(coordinator)
+            follower = cache(lambda: SyncThread(sync, study.records))
+            execution = Execution(store, folder, max_parallel, observer, follower, supervision, places, trainer)
+            try:
+                interrupted = execution.round(study.chosen, _todo(chosen, rerun, observer))
+                while ablation.study.more_seeds and not interrupted:
+                    with _exclusively(folder, observer):
+                        if not study.add_seeds():
+                            break
+                    interrupted = execution.round(study.chosen, _todo(study.chosen, None, observer))
+            finally:
+                observer.finished()
+            with _exclusively(folder, observer):
+                return study.end(interrupted, sync, follower, report)
 
 
 @dataclass
@@ -347,7 +350,7 @@ def close_sync(
 
 
 def _check_trainer(trainer: TrainerParts, ablation: Ablation, places: Places | None) -> None:
-    """Add parts to Lightning's Trainer, and raise InputError for those that a run's process could not make."""
+    """Raise InputError for additions to Lightning's Trainer that a run's process could not make."""
     several = any(arm.experiment.section(stage).training.execution.ranks > 1
                   for arm in ablation.arms for stage in arm.experiment.trained)  # fmt: skip
     if trainer and (places is not None or several):
@@ -355,7 +358,6 @@ def _check_trainer(trainer: TrainerParts, ablation: Ablation, places: Places | N
         message = f"parts from Python do not reach the {where}; name them in the section [trainer] of {user_file()}"
         raise InputError(Problem(message, "trainer"))
     (of_settings() + trainer).check()
-    give(trainer)
 
 
 def _chosen(runs: list[Run], only: str | None) -> list[Run]:

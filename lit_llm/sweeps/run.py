@@ -12,6 +12,7 @@ from pathlib import Path
 from lit_llm.config.metrics import TRAIN_LOSS
 from lit_llm.config.problems import InputError
 from lit_llm.runs.fingerprints import pretrain_fingerprint
+from lit_llm.runs.trainer_parts import of_settings
 from lit_llm.store.disk import check_exists, disk_errors
 from lit_llm.store.locks import Busy, locked
 from lit_llm.store.store import Store
@@ -101,10 +102,12 @@ def run_sweep(
 
     Raises:
         InputError: Before anything has started: an unfair comparison, a search that differs from the one begun under
-            this name, or a storage, an address or a disk that cannot be used.
+            this name, a storage, an address or a disk that cannot be used, or additions to the Trainer that cannot be
+            imported.
         DiskError: As for `run_study`.
     """
     store.check()
+    of_settings().check()
     if places is not None:
         places.check()
     elif search.trains:

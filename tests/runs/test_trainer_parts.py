@@ -24,23 +24,22 @@ from safetensors.torch import load_file
 import lit_llm
 from lit_llm.config.code_digest import digest_of_code
 from lit_llm.config.problems import InputError
-from lit_llm.runs import trainer_parts
 from lit_llm.runs.part_names import code_digest, name_of
 from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.run_one_stage import run_one
 from lit_llm.runs.stage_config import load_stage_config
-from lit_llm.runs.trainer_parts import TrainerParts, give, in_force
+from lit_llm.runs.trainer_parts import TrainerParts, given, in_force
 from lit_llm.store.store import Stage, Store, read_metrics
 from lit_llm.studies.load import load_study
 from tests.stages_in_parts import numbers, prepared_stage, stops_after
+from tests.sweeps.tiny_sweeps import sweep
 
 STOPPING = partial(EarlyStopping, "val/target_nll", patience=1, min_delta=100.0)
 """Ends a training at its second evaluation, which is no better by 100 nats."""
 
 
 @pytest.fixture(autouse=True)
-def nothing_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(trainer_parts, "_given", TrainerParts())
+def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
@@ -54,11 +53,11 @@ def write_settings(folder: Path, text: str) -> Path:
 def trained(folder: Path, corpus: Path, parts: TrainerParts, *steps: int) -> Stage:
     """A stage trained with these parts, interrupted at its checks with these numbers."""
     torch.set_num_threads(1)
-    give(parts)
     stage = prepared_stage(Store(folder), corpus, "decllm-tiny")
-    if steps:
-        assert run_one(folder, stage.fingerprint, stops_after(*steps)) == "interrupted"
-    assert run_one(folder, stage.fingerprint) == "done"
+    with given(parts):
+        if steps:
+            assert run_one(folder, stage.fingerprint, stops_after(*steps)) == "interrupted"
+        assert run_one(folder, stage.fingerprint) == "done"
     return stage
 
 
@@ -187,8 +186,9 @@ loggers = ["lightning.pytorch.loggers:CSVLogger"]
     assert isinstance(built.callbacks[0], EarlyStopping)
     assert built.callbacks[0].patience == 2
     assert built.loggers[0].save_dir == str(tmp_path)
-    give(TrainerParts(callbacks=[Averaging(1e-3)]))
-    assert len(in_force().callbacks) == 2
+    with given(TrainerParts(callbacks=[Averaging(1e-3)])):
+        assert len(in_force().callbacks) == 2
+    assert len(in_force().callbacks) == 1
 
 
 def test_wrong_settings_are_refused_with_their_place(tmp_path: Path) -> None:
@@ -270,6 +270,39 @@ def test_parts_from_python_are_refused_where_they_would_not_arrive(
         lit_llm.run(wide, store=store.root, trainer=TrainerParts(loggers=[CSVLogger]))
 
 
+def test_parts_from_python_end_with_their_study(
+    store: Store, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[TrainerParts] = []
+    monkeypatch.setattr("lit_llm.studies.run.runs_of", lambda *_: seen.append(in_force()) or [])
+    study = load_study(write_study("ends", "arms: {red: {}}", seeds=[0]))
+    with pytest.raises(InputError, match="no arm matches 'nobody'"):
+        lit_llm.run(study, store=store.root, only="nobody", trainer=TrainerParts(callbacks=[STOPPING]))
+    assert seen == [TrainerParts(callbacks=(STOPPING,))]
+    assert not in_force()
+
+
+def test_a_wrong_factory_of_the_settings_is_refused_before_a_sweep_starts(
+    tmp_path: Path, write_sweep: Callable[..., Path]
+) -> None:
+    write_settings(tmp_path, "[trainer]\ncallbacks = ['no_such:Callback']\n")
+    path = write_sweep("wrong", "arms: {red: {}}\nspace: {pretrain.training.optimizer.lr: {uniform: [0.001, 0.2]}}")
+    with pytest.raises(InputError, match="trainer.callbacks: no_such:Callback cannot be imported"):
+        sweep(path, Store(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
+def test_one_part_in_place_of_a_list_is_refused() -> None:
+    with pytest.raises(InputError) as error:
+        TrainerParts(callbacks="a.b:C", loggers=CSVLogger, plugins={"factory": "a.b:C"})  # type: ignore[arg-type]
+    assert [problem.key for problem in error.value.problems] == [
+        "trainer.callbacks",
+        "trainer.loggers",
+        "trainer.plugins",
+    ]
+    assert "trainer.callbacks: is one str: give a list of parts, callbacks=[...]" in str(error.value)
+
+
 def test_equal_parts_have_one_name_and_others_another() -> None:
     one, other = EarlyStopping("val/target_nll", patience=1), EarlyStopping("val/target_nll", patience=2)
     assert name_of(one) == name_of(EarlyStopping("val/target_nll", patience=1)) != name_of(other)
@@ -339,11 +372,11 @@ def test_an_edited_callback_makes_results_of_the_earlier_one_stale(
     def written(text: str) -> dict[str, object]:
         (folder / "rates.py").write_text(text)
         parts.check()
-        return provenance(experiment)
+        with given(parts):
+            return provenance(experiment)
 
     (folder / "__init__.py").touch()
     (folder / "here.py").write_text("from edited_parts.rates import RATE\n\ndef make():\n    return RATE\n")
-    give(parts)
     before = written("RATE = 0.1\n")
     assert same_provenance(before, written("RATE = 0.1  # a tenth\n"))
     assert not same_provenance(before, written("RATE = 0.2\n"))
@@ -358,8 +391,9 @@ def test_no_secret_is_in_the_provenance_or_in_its_digests(plain: Stage) -> None:
     address = "postgresql://me:hidden-3@host/db"
     logger = {"factory": "lightning.pytorch.loggers:CometLogger", **keys}
     noticed = {"factory": "my_package:Noticing", **keys, "address": address}
-    give(TrainerParts([noticed, partial(Holder, **keys)], [logger, partial(CSVLogger, **keys)], profiler=logger))
-    written = provenance(load_stage_config(plain).experiment)
+    parts = TrainerParts([noticed, partial(Holder, **keys)], [logger, partial(CSVLogger, **keys)], profiler=logger)
+    with given(parts):
+        written = provenance(load_stage_config(plain).experiment)
     assert "hidden" not in str(written)
     assert written["trainer"] == {
         "callbacks": [
@@ -390,8 +424,8 @@ def test_a_part_that_is_another_in_each_process_is_refused() -> None:
 def test_parts_that_change_no_training_leave_the_provenance_comparable(plain: Stage) -> None:
     experiment = load_stage_config(plain).experiment
     without = provenance(experiment)
-    give(TrainerParts(callbacks=[ModelSummary()], loggers=[CSVLogger], profiler=SimpleProfiler))
-    assert same_provenance(provenance(experiment), without)
-    give(TrainerParts(callbacks=[Averaging(1e-3)]))
-    assert not same_provenance(provenance(experiment), without)
-    assert same_provenance(provenance(experiment, evaluates=True), without)
+    with given(TrainerParts(callbacks=[ModelSummary()], loggers=[CSVLogger], profiler=SimpleProfiler)):
+        assert same_provenance(provenance(experiment), without)
+    with given(TrainerParts(callbacks=[Averaging(1e-3)])):
+        assert not same_provenance(provenance(experiment), without)
+        assert same_provenance(provenance(experiment, evaluates=True), without)
