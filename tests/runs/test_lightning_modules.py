@@ -86,6 +86,7 @@ def test_a_trainer_of_the_users_own_gives_the_weights_of_a_run_to_the_bit(traine
 
 
 def test_the_test_metrics_are_those_that_the_run_measured_after_its_last_step(trained: Trained) -> None:
+    torch.set_num_threads(1)
     if trained.experiment.pretrain.data.test_fraction == 0:
         with pytest.raises(InputError, match="test_fraction"):
             trained.trainer.test(trained.lit, datamodule=trained.data, verbose=False)

@@ -31,6 +31,9 @@ from lit_llm.runs.stage_config import load_stage_config
 from lit_llm.runs.trainer_parts import TrainerParts, given, in_force
 from lit_llm.store.store import Stage, Store, read_metrics
 from lit_llm.studies.load import load_study
+from lit_llm.studies.observer import Observer
+from lit_llm.studies.stage_executor import StageExecutor, Work
+from lit_llm.studies.supervise import Supervision
 from tests.stages_in_parts import numbers, prepared_stage, stops_after
 from tests.sweeps.tiny_sweeps import sweep
 
@@ -235,6 +238,18 @@ def test_what_a_runs_process_cannot_make_is_refused_with_all_problems_at_once() 
     assert "trainer.loggers: math:pi is no class or function, but float" in text
 
 
+def test_the_process_of_a_run_gets_the_parts_of_its_study(tmp_path: Path, corpus: Path) -> None:
+    """The task of a stage, called as its process does."""
+    stage, parts = prepared_stage(store := Store(tmp_path), corpus, "decllm-tiny"), TrainerParts([EndsAtStepThree])
+    limits, work = Supervision(), Work("red", stage.fingerprint)
+    executor = StageExecutor(store, [work], slots=[{}], observer=Observer(), supervision=limits, trainer=parts)
+    task = executor._task(work)
+    assert task.function(*task.arguments) == "done"
+    assert (stage.result() or {})["stopped_by"] == "EndsAtStepThree"
+    assert not in_force()
+
+
+@pytest.mark.slow
 def test_a_study_gives_its_parts_to_the_processes_of_its_runs_and_names_what_they_ended(
     tmp_path: Path, store: Store, write_study: Callable[..., Path]
 ) -> None:
