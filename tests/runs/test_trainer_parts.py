@@ -309,7 +309,7 @@ def test_a_wrong_factory_of_the_settings_is_refused_before_a_sweep_starts(
 
 def test_one_part_in_place_of_a_list_is_refused() -> None:
     with pytest.raises(InputError) as error:
-        TrainerParts(callbacks="a.b:C", loggers=CSVLogger, plugins={"factory": "a.b:C"})  # type: ignore[arg-type]
+        TrainerParts(callbacks="a.b:C", loggers=CSVLogger, plugins={"factory": "a.b:C"})
     assert [problem.key for problem in error.value.problems] == [
         "trainer.callbacks",
         "trainer.loggers",
