@@ -22,17 +22,8 @@ from lit_llm.config.trainer_settings import FACTORY
 from lit_llm.tracking.address import SECRET_KEY, without_secrets
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
-LIBRARIES = {
-    "__main__",
-    "lightning",
-    "lightning_fabric",
-    "lit_llm",
-    "numpy",
-    "pytorch_lightning",
-    "torch",
-    "torchmetrics",
-}
-LIBRARIES |= sys.stdlib_module_names
+LIBRARIES = {"lightning", "lightning_fabric", "lit_llm", "numpy", "pytorch_lightning", "torch", "torchmetrics"}
+LIBRARIES |= {"__main__", *sys.stdlib_module_names}
 """Packages whose code no user edits between two runs. What lit_llm and torch compute is in the provenance anyway."""
 _FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType)
 
@@ -57,9 +48,8 @@ def name_of(part: Any) -> str:
     if isinstance(part, str):
         return _with_code(part)
     if isinstance(part, Mapping):
-        return _with_code(factory_of(part)) + _arguments(
-            {key: value for key, value in part.items() if key != FACTORY}, ()
-        )
+        arguments = {key: value for key, value in part.items() if key != FACTORY}
+        return _with_code(factory_of(part)) + _arguments(arguments, ())
     return _named(part, ())
 
 
@@ -102,7 +92,11 @@ def code_digest(package: str) -> str:
 
     It is the digest at the first call in this process, or after `code_digest.cache_clear()`.
     """
-    if not package or package in LIBRARIES or (spec := find_spec(package)) is None:
+    try:
+        spec = None if package in LIBRARIES else find_spec(package)
+    except ValueError:  # a module that was made by hand, or no name
+        spec = None
+    if spec is None:
         return ""
     written = bool(spec.submodule_search_locations) or (spec.origin or "").endswith(".py")
     return digest_of_package(package) if written else ""
