@@ -146,6 +146,8 @@ def test_compiled_contestants_take_part_and_lower_the_loss(monkeypatch):
 
     from lit_llm.bench.entries import decoders
     from lit_llm.bench.training_step import training_step
+    from lit_llm.components.loss.module import terms_of_rows
+    from lit_llm.models.stacks import apply_block
 
     compiled, calls = torch.compile, []
 
@@ -159,7 +161,7 @@ def test_compiled_contestants_take_part_and_lower_the_loss(monkeypatch):
     found = compare_steps(ours, "steps", settings, "default")
     names = ["ours", "ours, compiled", "DecLLM", "DecLLM, compiled"]
     assert [row.contestant for row in found.measured] == names
-    assert len(calls) == 2
+    assert calls == [apply_block, terms_of_rows] * 2
     contestant = ours[0].build(ours[0].model, None).compiled()
     text = random_text(SIZE, False)
     before = contestant.loss(text).item()

@@ -21,7 +21,7 @@ from lit_llm.runs import kernels
 from lit_llm.runs.kernels import kernels_of, strategy_of
 from lit_llm.statistics.comparison import RunResult, compare
 from lit_llm.store.store import Store
-from lit_llm.studies import preflight
+from lit_llm.studies import parallelism, preflight
 from lit_llm.studies.load import load_study
 from lit_llm.studies.parallelism import max_parallel
 from lit_llm.studies.plan import plan
@@ -103,7 +103,8 @@ def test_a_comparison_names_the_devices_of_its_runs_where_they_differ() -> None:
 
 def test_a_run_takes_a_slot_for_each_of_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """On eight GPUs two runs of four go at once, each on GPUs of its own; an evaluation takes one."""
-    monkeypatch.setattr(devices, "visible_gpus", lambda: [*"01234567"])
+    for module in (devices, parallelism):
+        monkeypatch.setattr(module, "visible_gpus", lambda: [*"01234567"])
     ablation = load_study("redllm-150m", [f"{EXECUTION}.devices=4"])
     assert max_parallel(ablation, 1) == 2
     (run,) = runs_of(ablation, Store("nowhere"))
