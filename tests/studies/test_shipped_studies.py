@@ -36,6 +36,12 @@ SMALL = [
 """Narrow, so that the layers of an 8B model take no time; as many of them as the study says."""
 SMALL_TASK = [override for override in SMALL if not override.startswith(("pretrain.data", "model.vocabulary"))]
 """The same for a study of a synthetic task, whose examples have lengths and symbols of their own."""
+OF_STUDY = {
+    "recall": SMALL_TASK,
+    "mixers": SMALL_TASK,
+    "experts": [*SMALL, "model.feed_forward.d_ff=256"],  # which its experts divide
+}
+"""{study: its overrides, where they are not SMALL}."""
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +101,7 @@ def two_steps(arm: Arm, instructions: Path) -> Arm:
 def test_a_shipped_study_runs_two_steps_of_every_arm_and_is_reported(
     path: Path, store: Store, instructions: dict[str, object]
 ) -> None:
-    study = load_study(path, SMALL_TASK if path.stem == "recall" else SMALL)
+    study = load_study(path, OF_STUDY.get(path.stem, SMALL))
     arms = tuple(two_steps(arm, instructions) for arm in study.arms)
     # Costs are those of small arms, so that budgets say nothing of the study.
     allow = (Allowed(key="budget", because="two steps of small arms"), *study.study.allow)
