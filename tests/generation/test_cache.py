@@ -184,12 +184,14 @@ def test_the_models_of_this_file_tell_the_prompts_apart(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_in_float32_the_logits_agree_to_1e_5(family):
+def test_in_float32_the_logits_agree_but_for_rounding(family):
+    # Of mixers to 1e-4: their recomputation sums states within chunks and from chunk to chunk, a cache token by token.
+    bound = 1e-4 if family == "mixers" else 1e-5
     model = build(family, "attention.qkv_norm=[q, k, v]", dtype=torch.float32)
     wanted = [recomputed(model, prompt, NEW) for prompt in PROMPTS]
     logits = cached_logits(model, PROMPTS, [tokens for tokens, _ in wanted])
     expected = torch.stack([row for _, row in wanted])
-    assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    assert_close(logits, expected, rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
