@@ -21,8 +21,9 @@ from scipy.special import stdtrit
 from lit_llm.statistics import contrasts
 from lit_llm.statistics.anova import FactorLayout, anova
 from lit_llm.statistics.baselines import Noise, block_differences
-from lit_llm.statistics.comparison import RunResult, compare
+from lit_llm.statistics.comparison import compare
 from lit_llm.statistics.document_noise import Influence, influence
+from lit_llm.statistics.run_results import RunResult
 
 Row = dict[str, Any]
 SEEDS = (2, 3, 5, 10)

@@ -17,8 +17,8 @@ from lit_llm.report import text
 from lit_llm.report.paper import printed_answer
 from lit_llm.report.tables.table import Table, in_markdown
 from lit_llm.runs.fingerprints import identity_of_data
-from lit_llm.statistics.comparison import values_of
 from lit_llm.statistics.paired import mean_spread
+from lit_llm.statistics.run_results import values_of
 from lit_llm.studies.audit.findings import differs
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.runs import Run, StoredStage, comparison_of

@@ -7,25 +7,22 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.markup import spreadsheet_cell
 from lit_llm.config.metrics import EVALUATED, FINETUNED, LOSS_SPIKES, SPLITS, TOKENS_PER_SECOND, direction
 from lit_llm.config.problems import did_you_mean
-from lit_llm.evaluation.unit_losses import Units
-from lit_llm.runs.provenance import COMPARABLE
 from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.statistics.anova import Anova, FactorLayout, anova, judged_terms
 from lit_llm.statistics.baselines import Noise, differences_from_baselines
 from lit_llm.statistics.before_after import BeforeAfter, before_after
 from lit_llm.statistics.divergence import Divergence, Outcomes, divergences
-from lit_llm.statistics.document_noise import Influences, influence
 from lit_llm.statistics.effects import Effects, Layout, effects, judged_effects
+from lit_llm.statistics.interims import InterimAnalyses, interim_statuses, judge_at_interims
 from lit_llm.statistics.learning_rates import LearningRates, LRFactor, learning_rates
 from lit_llm.statistics.lr_sensitivity import LRRun
 from lit_llm.statistics.multiple_comparisons import Correction
@@ -33,91 +30,22 @@ from lit_llm.statistics.notes import comparison_notes
 from lit_llm.statistics.paired import Difference, Variance
 from lit_llm.statistics.pareto import ParetoFront
 from lit_llm.statistics.procedure import Procedure
+from lit_llm.statistics.run_results import (
+    RunResult,
+    missing_reason,
+    noise_of_kept,
+    of_newest_provenance,
+    values_by_arm,
+)
 from lit_llm.statistics.scaling.comparison import Scaling
 from lit_llm.statistics.scaling.gate import Gate
-from lit_llm.statistics.scaling.runs import ScalingRun
-from lit_llm.statistics.sequential import (
-    ArmStatus,
-    InterimRule,
-    Rounds,
-    arm_statuses,
-    bias_adjusted,
-    judgements_at_interims,
-)
+from lit_llm.statistics.sequential import bias_adjusted
 from lit_llm.statistics.sequential_notes import rounds_notes
 from lit_llm.statistics.unadjusted import UNTESTED, UNTESTED_CHANGES, untested_anova, untested_effects
 from lit_llm.statistics.verdicts import Judgement, judgements, without_lost_runs
 
 if TYPE_CHECKING:
     import pandas
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """State and result of one arm with one seed."""
-
-    arm: str
-    baseline: str
-    seed: int
-    state: str
-    result: Mapping[str, Any] = field(default_factory=dict)
-    """result.json of the last training, with the metrics, the `initial` and the `origins` of all stages; empty while
-    there is none."""
-    states: Mapping[str, str] = field(default_factory=dict)
-    """{prefix of the stage's metrics: its state}; where it is empty, `state` holds for all stages."""
-    read_units: Callable[[str], Units | None] = field(default=lambda _: None, repr=False, compare=False)
-    """Reads the units of a metric from the store."""
-
-    def units(self, metric: str) -> Units | None:
-        """{document, example or question: (sum of its losses, its weight)}, read anew with each call.
-
-        The sum of the losses over the sum of the weights is the metric, or the logarithm of a perplexity. None where
-        the run has no value or no records.
-        """
-        return None if self.metric(metric) is None else self.read_units(metric)
-
-    def state_of(self, metric: str) -> str:
-        """State of the stage that measures a metric: the failure of a later stage does not change it.
-
-        A run whose training ended with a value that is not finite has diverged, whenever that was noticed.
-        """
-        state = self._stage_state(metric)
-        return "diverged" if state == "done" and self.is_not_finite(metric) else state
-
-    def is_not_finite(self, metric: str) -> bool:
-        """Whether the metric was measured and is not finite: null in a result."""
-        measured = self.result.get("metrics", {})
-        return metric in measured and (measured[metric] is None or not math.isfinite(measured[metric]))
-
-    def _stage_state(self, metric: str) -> str:
-        scopes = [scope for scope in self.states if metric.startswith(scope)]
-        state = self.states[max(scopes, key=len)] if scopes else self.state
-        # A stage never begins where an earlier one has failed or diverged.
-        return self.state if state == "pending" else state
-
-    def metric(self, name: str) -> float | None:
-        value = self.result.get("metrics", {}).get(name) if self.state_of(name) == "done" else None
-        return None if value is None else float(value)
-
-    @property
-    def origin(self) -> tuple[Any, ...]:
-        """Part of the provenance in which compared runs have to agree."""
-        return tuple({tuple(origin.get(key) for key in COMPARABLE): None for origin in self._origins})
-
-    @property
-    def outside_code(self) -> dict[str, str]:
-        """{package: digest of its code} of the components from other packages."""
-        return {package: code for origin in self._origins for package, code in (origin.get("components") or {}).items()}
-
-    @property
-    def devices(self) -> str:
-        """Devices and strategy of its trainings, in words."""
-        several = [origin for origin in self._origins if origin.get("devices", 1) > 1]
-        return " and ".join(sorted({f"{o['devices']} devices ({o['strategy']})" for o in several})) or "one device"
-
-    @property
-    def _origins(self) -> list[dict[str, Any]]:
-        return self.result.get("origins") or [self.result.get("provenance", {})]
 
 
 @dataclass(frozen=True)
@@ -252,9 +180,9 @@ def compare(
     notes: list[str] = []
     kept = of_newest_provenance(runs, notes)
     arms = list(dict.fromkeys(run.arm for run in runs))
-    values = _values(kept, arms, metric)
+    values = values_by_arm(kept, arms, metric)
     baselines = {run.arm: run.baseline for run in runs}
-    noise = _noise(kept, metric, procedure)
+    noise = noise_of_kept(kept, metric, procedure)
     differences = differences_from_baselines(values, baselines, noise)
     judged = judgements(differences, baselines, metric, procedure.correction, procedure.margin)
     unbiased: Mapping[str, float] | None = None
@@ -262,7 +190,7 @@ def compare(
     if interims is not None:
         # An arm is judged at the analysis that stopped it, else at the last one; before the first it has no judgement.
         statuses = interim_statuses(runs, metric, interims, procedure)
-        judged = _judge_at_interims(values, baselines, statuses, interims.rule(metric, procedure, noise))
+        judged = judge_at_interims(values, baselines, statuses, interims.rule(metric, procedure, noise))
         differences = dict[str, Difference | None]({arm: each.difference for arm, each in judged.items()})
         unbiased = bias_adjusted(statuses, interims.rounds, interims.comparisons, procedure.margin)
         notes += rounds_notes(statuses, interims.rounds, interims.comparisons, unbiased)
@@ -308,24 +236,8 @@ def _untested(compared: Comparison) -> Comparison:
     )
 
 
-def _noise(kept: Sequence[RunResult], metric: str, procedure: Procedure) -> Noise:
-    return Noise(procedure.variance, _influences(kept, metric), procedure.families)
-
-
-def _influences(kept: Sequence[RunResult], metric: str) -> Influences:
-    """Influence of each document on the metric of each run that has recorded it."""
-    exponential = "perplexity" in metric.split("/")
-    return {
-        (run.arm, run.seed): by_document
-        for run in kept
-        if run.metric(metric) is not None
-        and (units := run.units(metric)) is not None
-        and (by_document := influence(units, exponential)) is not None
-    }
-
-
 def _outcomes(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> dict[str, Outcomes]:
-    values = _values(kept, arms, metric)
+    values = values_by_arm(kept, arms, metric)
     initial: dict[str, dict[int, float | None]] = {arm: {} for arm in arms}
     for run in kept:
         if run.arm in initial and run.state_of(metric) == "diverged":
@@ -368,7 +280,7 @@ def _effects(
     lost: Set[str],
 ) -> tuple[Effects, ...]:
     """lost: arms of which a run diverged."""
-    lacking = {(run.arm, run.seed): _missing_reason(run, metric) for run in runs if run.seed not in values[run.arm]}
+    lacking = {(run.arm, run.seed): missing_reason(run, metric) for run in runs if run.seed not in values[run.arm]}
     estimated = [
         effects(layout, values, lacking, noise) for layout in design.layouts if any(values[arm] for arm in layout.arms)
     ]
@@ -392,87 +304,11 @@ def _anova(
     return judged_terms(estimated, metric, procedure.correction, procedure.margin, groups)
 
 
-@dataclass(frozen=True)
-class InterimAnalyses:
-    """Plan of a study that adds seeds in rounds, with an interim analysis after each."""
-
-    seeds: tuple[int, ...]
-    """All seeds up to the most, in the order in which they are added."""
-    rounds: Rounds
-    comparisons: int = 1
-    """Arms that share the 5%."""
-
-    def rule(self, metric: str, procedure: Procedure, noise: Noise) -> InterimRule:
-        return InterimRule(metric, self.seeds, self.rounds, procedure.margin, self.comparisons, noise)
-
-
-def interim_statuses(
-    runs: Sequence[RunResult], metric: str, interims: InterimAnalyses, procedure: Procedure = Procedure()
-) -> dict[str, ArmStatus]:
-    """Status of every arm and the seeds to run it with; a baseline needs as many as the arms compared with it.
-
-    The metric's counterpart on the validation split decides, whichever split is named: the test split stops no arm.
-    """
-    metric = validation_metric(metric)
-    arms, baselines = list(dict.fromkeys(run.arm for run in runs)), {run.arm: run.baseline for run in runs}
-    kept = of_newest_provenance(runs, [])
-    values, lost = _values(kept, arms, metric), dict[str, set[int]]()
-    for run in kept:
-        if run.seed not in values[run.arm] and run.state_of(metric) in ("done", "diverged"):
-            lost.setdefault(run.arm, set()).add(run.seed)
-    rule = interims.rule(metric, procedure, _noise(kept, metric, procedure))
-    statuses: dict[str, ArmStatus] = {}
-    for baseline, block in _blocks(values, baselines):
-        for arm, new in arm_statuses(block, baseline, rule, lost).items():
-            # In a step-wise comparison an arm is in two blocks: compared in one, and the baseline of the other.
-            status = new if arm != baseline or arm not in statuses else statuses[arm]
-            statuses[arm] = replace(status, more=max(new.more, statuses[arm].more if arm in statuses else 0))
-    return statuses
-
-
-def _judge_at_interims(
-    values: Mapping[str, Mapping[int, float]],
-    baselines: Mapping[str, str],
-    statuses: Mapping[str, ArmStatus],
-    rule: InterimRule,
-) -> dict[str, Judgement]:
-    judged: dict[str, Judgement] = {}
-    for baseline, block in _blocks(values, baselines):
-        judged |= judgements_at_interims(statuses, block, baseline, rule)
-    return judged
-
-
-def _blocks(
-    values: Mapping[str, Mapping[int, float]], baselines: Mapping[str, str]
-) -> Iterator[tuple[str, dict[str, Mapping[int, float]]]]:
-    """Each baseline with the values of itself and of the arms compared with it."""
-    for baseline in dict.fromkeys(baselines.values()):
-        yield baseline, {arm: values[arm] for arm in values if arm == baseline or baselines[arm] == baseline}
-
-
-def values_of(runs: Sequence[RunResult], metric: str) -> dict[str, dict[int, float]]:
-    """{arm: {seed: value}} of all runs of the newest provenance that have a value."""
-    return _values(of_newest_provenance(runs, []), list(dict.fromkeys(run.arm for run in runs)), metric)
-
-
-def noise_of(runs: Sequence[RunResult], metric: str) -> Noise:
-    """Influence of the documents on the metric of each run of the newest provenance."""
-    return _noise(of_newest_provenance(runs, []), metric, Procedure())
-
-
 def _by_arm(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     by_arm: dict[str, list[RunResult]] = {}
     for run in runs:
         by_arm.setdefault(run.arm, []).append(run)
     return by_arm
-
-
-def _values(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
-    values: dict[str, dict[int, float]] = {arm: {} for arm in arms}
-    for run in kept:
-        if run.arm in values and (value := run.metric(metric)) is not None:
-            values[run.arm][run.seed] = value
-    return values
 
 
 def _before_after(
@@ -486,10 +322,10 @@ def _before_after(
     name = metric.removeprefix(FINETUNED)
     if not name.startswith(EVALUATED):
         return None
-    before, after = (_values(kept, arms, prefix + name) for prefix in ("", FINETUNED))
+    before, after = (values_by_arm(kept, arms, prefix + name) for prefix in ("", FINETUNED))
     if not any(before.values()) or not any(after.values()):
         return None
-    noise = (_noise(kept, name, procedure), _noise(kept, FINETUNED + name, procedure))
+    noise = (noise_of_kept(kept, name, procedure), noise_of_kept(kept, FINETUNED + name, procedure))
     return before_after(name, before, after, baselines, noise)
 
 
@@ -520,57 +356,6 @@ def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) ->
         if same_stage and initial is not None:
             loss_at_init[group, run.seed] = initial
     return learning_rates(factor, runs, loss_at_init) if runs else None
-
-
-def scaling_runs(
-    runs: Sequence[RunResult], metric: str, groups: Mapping[str, str], models: Mapping[str, str]
-) -> list[ScalingRun]:
-    """Runs of the newest provenance that have the metric. groups: {arm: its group}; models: {arm: its named arm}."""
-    return [
-        ScalingRun(
-            groups[run.arm],
-            run.result["flops"],
-            run.result["parameters"],
-            run.result["tokens"],
-            loss,
-            run.arm,
-            run.seed,
-            run.result.get("training_seconds"),
-            models[run.arm],
-        )
-        for run in of_newest_provenance(runs, [])
-        if (loss := run.metric(metric)) is not None
-    ]
-
-
-def lost_sizes(runs: Sequence[RunResult], metric: str, groups: Mapping[str, str]) -> dict[str, list[str]]:
-    """{group: its arms of which a run diverged}, among the runs of the newest provenance. groups: {arm: its group}."""
-    lost: dict[str, list[str]] = {}
-    for arm in dict.fromkeys(run.arm for run in of_newest_provenance(runs, []) if run.state_of(metric) == "diverged"):
-        lost.setdefault(groups[arm], []).append(arm)
-    return lost
-
-
-def _missing_reason(run: RunResult, metric: str) -> str:
-    """Why a run has no value in the comparison."""
-    if run.state_of(metric) != "done":
-        return run.state_of(metric)
-    return "of other code or another device" if run.metric(metric) is not None else f"no {metric}"
-
-
-def of_newest_provenance(runs: Sequence[RunResult], notes: list[str]) -> list[RunResult]:
-    """The finished runs of the newest provenance, and of the newest code of each package that has components."""
-    finished = [run for run in runs if run.result]
-    in_order = sorted(finished, key=lambda run: run.result.get("finished", 0))
-    outside = {package: digest for run in in_order for package, digest in run.outside_code.items()}
-    newest = max(finished, key=lambda run: run.result.get("finished", 0)).origin if finished else ()
-    kept = [run for run in finished if run.origin == newest and run.outside_code.items() <= outside.items()]
-    if left_out := len(finished) - len(kept):
-        notes.append(
-            f"{left_out} result(s) of other code, device, threads or callbacks are left out; `lit-llm run STUDY "
-            "--rerun stale` repeats them"
-        )
-    return kept
 
 
 def _row(

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lit_llm.statistics.alpha_spending import PastInterims, Rounds
-from lit_llm.statistics.comparison import InterimAnalyses, RunResult, interim_statuses
+from lit_llm.statistics.interims import InterimAnalyses, interim_statuses
 from lit_llm.statistics.procedure import Procedure
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.studies.analysis_plan import Registration, earlier_plans, seeds_analysed_fixed
 from lit_llm.studies.load import Ablation
 

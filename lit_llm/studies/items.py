@@ -11,9 +11,9 @@ from lit_llm.data.config import ByteTokenizer, DataConfig, InstructionConfig
 from lit_llm.data.sources import UNNAMED
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import digest_of_examples, digest_of_tasks, digests_of_texts, identity_of_data
-from lit_llm.statistics.comparison import RunResult, of_newest_provenance
 from lit_llm.statistics.estimates import joined
 from lit_llm.statistics.item_differences import ItemComparison, item_comparison
+from lit_llm.statistics.run_results import RunResult, of_newest_provenance
 from lit_llm.store.store import Store
 from lit_llm.studies.load import file_and_arm
 from lit_llm.studies.metric_noise import decides

@@ -18,9 +18,9 @@ from lit_llm.config.metrics import EVALUATED, FINETUNED, SPLITS, direction, metr
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.evaluation.config import ExampleValidationConfig
 from lit_llm.runs.stage_graph import validation_metric
-from lit_llm.statistics.comparison import RunResult, of_newest_provenance, values_of
 from lit_llm.statistics.estimates import joined
 from lit_llm.statistics.paired import Values
+from lit_llm.statistics.run_results import RunResult, of_newest_provenance, values_of
 from lit_llm.statistics.signal_and_noise import (
     FEWEST_ARMS,
     FEWEST_SEEDS,

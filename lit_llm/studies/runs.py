@@ -18,9 +18,11 @@ from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.runs.provenance import provenance, same_provenance, weights_digest
 from lit_llm.runs.run_one_stage import experiment_yaml
 from lit_llm.runs.stage_graph import StageNode, stage_graph
-from lit_llm.statistics.comparison import Comparison, Design, InterimAnalyses, RunResult, compare, interim_statuses
+from lit_llm.statistics.comparison import Comparison, Design, compare
 from lit_llm.statistics.estimates import joined
+from lit_llm.statistics.interims import InterimAnalyses, interim_statuses
 from lit_llm.statistics.pareto import pareto_front
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.store.store import FINAL, Stage, Store, metric_lines, read_metrics
 from lit_llm.studies.analysis_plan import log_comparison, register, registration_of
 from lit_llm.studies.estimable_effects import factor_layouts, layouts, lr_factors

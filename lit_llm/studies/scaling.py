@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_llm.statistics.comparison import RunResult, lost_sizes, scaling_runs
 from lit_llm.statistics.estimates import joined
+from lit_llm.statistics.run_results import RunResult, lost_sizes, scaling_runs
 from lit_llm.statistics.scaling.comparison import Scaling, scaling
 from lit_llm.statistics.scaling.gate import Gate, gate
 from lit_llm.studies.load import Ablation

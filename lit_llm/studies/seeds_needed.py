@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.statistics.comparison import values_of
 from lit_llm.statistics.power import (
     MOST_SEEDS,
     POWER,
@@ -22,6 +21,7 @@ from lit_llm.statistics.power import (
     scatter_of,
     seeds_for,
 )
+from lit_llm.statistics.run_results import values_of
 from lit_llm.statistics.sequential import Rounds, round_levels
 from lit_llm.statistics.verdicts import LEVEL
 from lit_llm.store.store import Store

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from lit_llm.report.answer import answer
-from lit_llm.statistics.comparison import Comparison, Design, RunResult, compare
+from lit_llm.statistics.comparison import Comparison, Design, compare
 from lit_llm.statistics.effects import Contrast, Layout
 from lit_llm.statistics.procedure import Procedure
+from lit_llm.statistics.run_results import RunResult
 
 NLL = "val/target_nll"
 LUCK = {0: 0.00, 1: 0.03, 2: -0.02, 3: 0.01, 4: -0.01}

@@ -21,8 +21,9 @@ from lit_llm.report.figures.from_comparison import forests
 from lit_llm.report.figures.inputs import FigureData
 from lit_llm.report.figures.study import Drawn, figures_of
 from lit_llm.report.figures.training_curves import places, read_curve
-from lit_llm.statistics.comparison import Comparison, RunResult, compare
+from lit_llm.statistics.comparison import Comparison, compare
 from lit_llm.statistics.procedure import Procedure
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.statistics.scaling.comparison import scaling
 from lit_llm.statistics.scaling.runs import ScalingRun
 from lit_llm.store.store import Store

@@ -13,8 +13,9 @@ from statsmodels.stats.multitest import multipletests
 
 from lit_llm.report.tables.anova import anova_tables
 from lit_llm.statistics.anova import FactorLayout, anova, judged_terms
-from lit_llm.statistics.comparison import Design, RunResult, compare
+from lit_llm.statistics.comparison import Design, compare
 from lit_llm.statistics.multiple_comparisons import Correction
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.studies.estimable_effects import factor_layouts, layouts
 from lit_llm.studies.load import load_study
 from tests.statistics.simulated import study, within

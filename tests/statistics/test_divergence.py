@@ -10,8 +10,9 @@ import pytest
 from statsmodels.stats.contingency_tables import mcnemar as judge
 
 from lit_llm.report.answer import answer
-from lit_llm.statistics.comparison import RunResult, compare
+from lit_llm.statistics.comparison import compare
 from lit_llm.statistics.divergence import Outcomes, divergences, mcnemar
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.statistics.verdicts import DIFFERENT, LOST
 from tests.statistics.simulated import study, within
 

@@ -11,9 +11,10 @@ from scipy import stats
 
 from lit_llm.evaluation.unit_losses import Units
 from lit_llm.statistics.baselines import Noise, block_differences
-from lit_llm.statistics.comparison import RunResult, compare
+from lit_llm.statistics.comparison import compare
 from lit_llm.statistics.document_noise import clustered, combined, document_spread, influence
 from lit_llm.statistics.paired import Spread
+from lit_llm.statistics.run_results import RunResult
 from tests.statistics.simulated import within
 
 NLL = "test/target_nll"

@@ -11,9 +11,10 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from lit_llm.statistics.baselines import Noise
-from lit_llm.statistics.comparison import Design, RunResult, compare
+from lit_llm.statistics.comparison import Design, compare
 from lit_llm.statistics.effects import Contrast, Effects, Layout, effects, judged_effects
 from lit_llm.statistics.multiple_comparisons import Correction
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.studies.fractional_factorial import aliases_in_letters, effect_of, find, lettered
 from lit_llm.studies.load import load_study
 

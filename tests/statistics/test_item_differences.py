@@ -13,8 +13,9 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from lit_llm.evaluation.unit_losses import Units
 from lit_llm.statistics import item_differences
-from lit_llm.statistics.comparison import RunResult, compare
+from lit_llm.statistics.comparison import compare
 from lit_llm.statistics.item_differences import ItemComparison, item_comparison
+from lit_llm.statistics.run_results import RunResult
 
 ARMS = ("a", "b")
 

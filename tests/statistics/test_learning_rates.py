@@ -14,8 +14,10 @@ from scipy import stats
 
 from lit_llm.report.answer import answer
 from lit_llm.report.tables.comparison import render_comparison
-from lit_llm.statistics.comparison import Design, InterimAnalyses, RunResult, compare
+from lit_llm.statistics.comparison import Design, compare
+from lit_llm.statistics.interims import InterimAnalyses
 from lit_llm.statistics.learning_rates import LRFactor, LRGroup
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.statistics.sequential import Rounds
 from lit_llm.statistics.unadjusted import UNTESTED
 

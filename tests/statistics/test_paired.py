@@ -9,9 +9,10 @@ from scipy import stats
 from statsmodels.formula.api import ols
 
 from lit_llm.statistics.baselines import Noise, block_differences
-from lit_llm.statistics.comparison import RunResult, compare
+from lit_llm.statistics.comparison import compare
 from lit_llm.statistics.paired import paired_difference
 from lit_llm.statistics.pooling import pooled_variance
+from lit_llm.statistics.run_results import RunResult
 
 
 def seeded(values: np.ndarray) -> dict[int, float]:

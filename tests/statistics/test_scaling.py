@@ -16,7 +16,8 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
 from lit_llm.report.answer import answer
 from lit_llm.report.tables.scaling import scaling_tables
-from lit_llm.statistics.comparison import Comparison, RunResult
+from lit_llm.statistics.comparison import Comparison
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.statistics.scaling.comparison import Multiplier, Scaling, scaling
 from lit_llm.statistics.scaling.isoflop import isoflop_minima
 from lit_llm.statistics.scaling.joint_law import JointLaw

@@ -14,8 +14,9 @@ from lit_llm.report.figures.inputs import FigureData
 from lit_llm.report.tables.comparison import comparison_tables
 from lit_llm.report.tables.scaling import scaling_sentences
 from lit_llm.report.tables.scaling_gate import gate_tables
-from lit_llm.statistics.comparison import Comparison, RunResult
+from lit_llm.statistics.comparison import Comparison
 from lit_llm.statistics.estimates import Estimate, estimate, exponentials
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.statistics.scaling.gate import Gate, Trend, gate
 from lit_llm.statistics.scaling.laws import Laws, PowerLaw
 from lit_llm.statistics.scaling.runs import ScalingRun

@@ -11,8 +11,9 @@ from scipy import stats
 
 from lit_llm.statistics.baselines import Noise
 from lit_llm.statistics.before_after import before_after
-from lit_llm.statistics.comparison import RunResult, compare, values_of
+from lit_llm.statistics.comparison import compare
 from lit_llm.statistics.document_noise import influence
+from lit_llm.statistics.run_results import RunResult, values_of
 from lit_llm.statistics.two_studies import TwoStudies, two_studies
 
 NLL = "val/target_nll"

@@ -13,9 +13,10 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
 from lit_llm.report.tables.comparison import comparison_tables
 from lit_llm.statistics.baselines import differences_from_baselines
-from lit_llm.statistics.comparison import COLUMNS, RunResult, compare
+from lit_llm.statistics.comparison import COLUMNS, compare
 from lit_llm.statistics.multiple_comparisons import two_sided_critical
 from lit_llm.statistics.procedure import Procedure
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.statistics.verdicts import LARGE, Judgement, detectable_ratio, judgements
 from lit_llm.studies.schema import Compare
 from tests.statistics.simulated import study, within

@@ -19,7 +19,8 @@ from lit_llm.report.tables.plan import devices_table
 from lit_llm.report.text import size
 from lit_llm.runs import kernels
 from lit_llm.runs.kernels import kernels_of, strategy_of
-from lit_llm.statistics.comparison import RunResult, compare
+from lit_llm.statistics.comparison import compare
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.store.store import Store
 from lit_llm.studies import parallelism, preflight
 from lit_llm.studies.load import load_study

@@ -10,7 +10,8 @@ import yaml
 from lit_llm.config.problems import InputError
 from lit_llm.report.tables.comparison import comparison_tables
 from lit_llm.runs.stage_graph import final_metric, validation_metric
-from lit_llm.statistics.comparison import Design, RunResult, compare
+from lit_llm.statistics.comparison import Design, compare
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.store.store import Store
 from lit_llm.studies import mlflow_runs
 from lit_llm.studies.audit.differing_keys import audit

@@ -19,7 +19,9 @@ from lit_llm.report.tables.plan import render_plan
 from lit_llm.report.text import short
 from lit_llm.statistics import alpha_spending
 from lit_llm.statistics.baselines import block_differences
-from lit_llm.statistics.comparison import Design, InterimAnalyses, RunResult, compare
+from lit_llm.statistics.comparison import Design, compare
+from lit_llm.statistics.interims import InterimAnalyses
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.statistics.sequential import round_levels
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study

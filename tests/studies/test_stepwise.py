@@ -4,7 +4,8 @@ import pytest
 
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.cost import cost_of
-from lit_llm.statistics.comparison import RunResult, compare
+from lit_llm.statistics.comparison import compare
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.studies.audit.differing_keys import audit
 from lit_llm.studies.load import is_study, load_study
 from tests.equal_budgets import budgets_allowed, others

@@ -42,7 +42,8 @@ from lit_llm.report.tables.plan import (
 )
 from lit_llm.report.tables.table import Link, Table, folded, in_csv, in_latex, in_markdown, without
 from lit_llm.runs.fingerprints import identity_of_data
-from lit_llm.statistics.comparison import Comparison, RunResult
+from lit_llm.statistics.comparison import Comparison
+from lit_llm.statistics.run_results import RunResult
 from lit_llm.statistics.signal_and_noise import FEWEST_ARMS, FEWEST_SEEDS
 from lit_llm.store.store import Stage, Store, write_text
 from lit_llm.studies.analysis_plan import Registration, registration_of

@@ -20,8 +20,9 @@ from lit_llm.report.pages.html import Code, Page, Section, html
 from lit_llm.report.tables.table import Table, stacked
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.statistics.baselines import Noise
-from lit_llm.statistics.comparison import Comparison, noise_of, values_of
+from lit_llm.statistics.comparison import Comparison
 from lit_llm.statistics.estimates import joined
+from lit_llm.statistics.run_results import noise_of, values_of
 from lit_llm.statistics.two_studies import TwoStudies, two_studies
 from lit_llm.statistics.verdicts import LEVEL
 from lit_llm.store.store import Store, write_text
