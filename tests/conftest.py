@@ -24,6 +24,9 @@ for _signal, _default in ((signal.SIGINT, signal.default_int_handler), (signal.S
         # A shell that started the tests in the background, or `nohup`, has them and all that they start ignore it.
         signal.signal(_signal, _default)
 
+# Processes that tests start compile the package once, also where Python is told to write no bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 WORDS = "the a of to in is that it was for on as with his they be at one have this from or had by hot but".split()
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_llm.components.convolution.module import ShortConvolution
 from lit_llm.components.forward_context import ForwardContext
 from lit_llm.components.kv_cache import CacheLengths
 from lit_llm.components.layer_part import build_part
@@ -114,3 +118,18 @@ def _system_flops(system_shape: torch.Size, values_shape: torch.Size, *_: Any, *
 
 SYSTEMS = {torch.ops.aten.linalg_solve_triangular: _system_flops}
 """FLOPs of triangular systems, which torch's counter does not know."""
+
+
+@contextmanager
+def convolutions_counted(model: nn.Module) -> Iterator[None]:
+    """Context in which each short convolution also runs as torch's own, which torch's counter knows."""
+
+    def run(module: ShortConvolution, inputs: tuple[Tensor, Any, str], _: Tensor) -> None:
+        padded_BDT = F.pad(inputs[0].detach().transpose(1, 2), (module.form.width - 1, 0))
+        F.conv1d(padded_BDT, module.weight.detach()[:, None], groups=len(module.weight))
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, ShortConvolution):
+                stack.callback(module.register_forward_hook(run).remove)
+        yield

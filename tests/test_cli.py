@@ -57,6 +57,7 @@ def test_plan_json_has_every_promised_key() -> None:
         assert len(arm["fingerprints"]["pretrain"]) == len(arm["seeds"])
 
 
+@pytest.mark.slow
 def test_plan_estimates_the_time_of_each_run_and_of_all(tmp_path: Path) -> None:
     """Once three steps of each arm are timed, which is said while it goes on, and is known from then on."""
     options = ("ablations/quickstart.yaml", "--json", "--store", str(tmp_path), "-j", "1")

@@ -46,7 +46,7 @@ class Contestant(ABC):
 
     @abstractmethod
     def loss(self, text: Text) -> Tensor:
-        """Mean loss over the targets, as its own training computes it."""
+        """Mean loss over the targets, as its own training computes it, those of further tokens added."""
 
     @abstractmethod
     def prefill(self, prompts_BP: Tensor) -> object:
@@ -77,10 +77,15 @@ class Ours(Contestant):
         return self.module.logits(self._hidden(text))
 
     def loss(self, text: Text) -> Tensor:
-        count = text.targets_BT.numel()
-        places = torch.arange(count, device=text.targets_BT.device)
-        losses = target_loss(self._hidden(text), self.module.unembedding, (text.targets_BT, places))
-        return losses.objective / count
+        targets_BT, hidden_BTD = text.targets_BT, self._hidden(text)
+        places_BT = torch.arange(targets_BT.numel(), device=targets_BT.device).view_as(targets_BT)
+        losses = target_loss(hidden_BTD, self.module.unembedding, (targets_BT, places_BT.flatten()))
+        objective = losses.objective
+        for number, states_BTD in enumerate(self.module.decoder.take_future_states()):
+            # A row's last positions have no target so far ahead.
+            further = targets_BT.roll(-number - 1, 1), places_BT[:, : -number - 1].flatten()
+            objective = objective + target_loss(states_BTD, self.module.unembedding, further).objective
+        return objective / targets_BT.numel()
 
     def prefill(self, prompts_BP: Tensor) -> object:
         return prefill(self.module, prompts_BP.tolist())

@@ -119,9 +119,12 @@ def _shape(size: Size) -> list[str]:
 
 
 def available(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
-    """(entries whose package is installed, a line on each of the others)."""
+    """(entries that can take part, a line on each of the others)."""
     there, lines = [], []
     for entry in entries:
+        if entry.package and entry.model.output.future_tokens:
+            lines.append(f"without {entry.name} of {entry.package}: it trains no layers for further tokens")
+            continue
         try:
             if entry.package:
                 importlib.import_module(entry.package)

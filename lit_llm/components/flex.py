@@ -24,9 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.components.masks import Mask
-
-BLOCK = 128
-"""Queries, and keys, of a block; the default of torch's kernels."""
+from lit_llm.components.windows import BLOCK
 
 
 class FlexAttention:

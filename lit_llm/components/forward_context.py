@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.components.flex import FlexAttention
@@ -86,6 +87,25 @@ class ForwardContext:
             ("rotation", positions, frequencies),
             lambda: rotation_at(self.positions[positions], frequencies, self.dtype),
         )
+
+    def document_runs(self, padding: bool) -> Tensor | None:
+        """Number of changes of document up to each token, B x T; None for one document.
+
+        padding: whether padding counts as a document, too.
+        """
+        return self.once(("document runs", padding), lambda: self._document_runs(padding))
+
+    def _document_runs(self, padding: bool) -> Tensor | None:
+        documents, lengths_B = self.mask.documents, self.mask.key_lengths if padding else None
+        runs_BT = None
+        if documents is not None:
+            documents_BT = documents[0].to(self.device)
+            changes_BT = documents_BT[:, 1:] != documents_BT[:, :-1]
+            runs_BT = F.pad(changes_BT.cumsum(1), (1, 0))
+        if lengths_B is not None:
+            padding_BT = torch.arange(self.queries, device=self.device) >= lengths_B.to(self.device)[:, None]
+            runs_BT = padding_BT.long() if runs_BT is None else runs_BT + padding_BT * self.queries
+        return runs_BT
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

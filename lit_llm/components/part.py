@@ -128,7 +128,7 @@ class CacheBytes:
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes per entry of the tensors that autograd keeps for the backward pass, in one precision."""
+    """What autograd keeps for the backward pass, in one precision: bytes per entry of tensors, and the kernels."""
 
     compute: int
     """Bytes of an entry that the kernels read."""
@@ -136,6 +136,8 @@ class Precision:
     """Bytes of an entry of the residual stream."""
     dropout_mask: int
     """Bytes of dropout's mask per entry: CUDA's kernel keeps one (a CPU's a number); 0 without dropout."""
+    flex: bool = False
+    """Whether FlexAttention computes masked attention in training; it keeps blocks of a mask, and no scores."""
 
     @property
     def autocast(self) -> bool:
@@ -252,8 +254,7 @@ class Part(Section):
         made = sum(shape[0] for shape in self.shapes(widths).values() if len(shape) > 1)
         return example.row * made * precision.compute
 
-    @property
-    def shares_mask(self) -> bool:
+    def shares_mask(self, precision: Precision) -> bool:
         """True where equal parts of a stack keep the same mask, and not one each."""
         return False
 

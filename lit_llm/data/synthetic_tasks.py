@@ -3,6 +3,7 @@
 recall             source   k2 v7 · k1 v4 ·        target   k1 v4 k2 v7        (· noise; only the values count)
 selective_copying  source   · a · · c b ·          target   a c b
 memorisation       source   ·                      target   k1 v4 k2 v7        (the same values in all examples)
+compression        source   a c a ▪                target   p2 c p1 a p3 a     (p2: the second position)
 k_hop              source   b>c a>b c>a            target   a c b a            (k = 2: two steps from a lead to c)
 arithmetic         source   × + 2 4 3              target   4                  ((2 + 4) × 3 modulo 7)
 brackets           source   ( [ ] [ (              target   ) ] )
@@ -202,6 +203,36 @@ class Memorisation(Task):
         return [0], [symbol for key in asked for symbol in (1 + key, 1 + self.facts + values[key])]
 
 
+class Compression(Task):
+    """Say what stood at each position of the source, after its last token, which is the same in all examples.
+
+    After compression of MAD (arXiv 2403.17844), where a decoder reads the model's state at that token alone. Here
+    answers are read from all that a model keeps of the source: `docs/synthetic-tasks.md` says of whom that asks what.
+    """
+
+    kind: Literal["compression"] = "compression"
+    """Compression."""
+    source_length: int = Field(32, gt=1)
+    """Tokens of the source. All but the last are drawn independently, and asked for by their positions, in random
+    order."""
+    compressed_symbols: int = Field(15, gt=1)
+    """Symbols of these tokens."""
+
+    @property
+    def symbols(self) -> int:
+        return 1 + self.compressed_symbols + self.source_length - 1
+
+    @property
+    def layout(self) -> tuple[int, int, int, int]:
+        return self.source_length, 1, 1, self.source_length - 1
+
+    def example(self, random: Random, seed: int) -> tuple[list[int], list[int]]:
+        drawn = [1 + random.randrange(self.compressed_symbols) for _ in range(self.source_length - 1)]
+        asked = random.sample(range(len(drawn)), len(drawn))
+        first_position = 1 + self.compressed_symbols
+        return [*drawn, 0], [symbol for place in asked for symbol in (first_position + place, drawn[place])]
+
+
 class KHop(Task):
     """Follow edges of a cycle: name the node that `hops` steps lead to.
 
@@ -337,4 +368,4 @@ class Brackets(Task):
         return [*steps[begin:], *steps[:begin]][1:]
 
 
-AnyTask = Recall | SelectiveCopying | Memorisation | KHop | Arithmetic | Brackets
+AnyTask = Recall | SelectiveCopying | Memorisation | Compression | KHop | Arithmetic | Brackets

@@ -201,13 +201,29 @@ def _activations(model: LanguageModel, probe: Batch) -> dict[str, list[Tensor]]:
 @contextmanager
 def _kept_outputs(model: LanguageModel, kept: dict[str, list[Tensor]]) -> Iterator[None]:
     """Context in which forward passes put the outputs of the parts into `kept`."""
+    running = ""
+    """Name of the stack whose block runs: tied stacks share the modules of their parts."""
 
-    def keep(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: kept[name].append(output.detach().clone())
+    def runs(name: str) -> Callable[..., None]:
+        def set_running(*_: object) -> None:
+            nonlocal running
+            running = name
 
-    def keep_scores(name: str) -> Callable[..., None]:
-        # Of one sequence: H x T x S numbers for each layer.
-        return lambda module, inputs: kept[name].append(module.scores(inputs[0][:1], inputs[1][:1]))
+        return set_running
+
+    def keep(name: str, stack: str = "") -> Callable[..., None]:
+        def kept_output(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if stack in ("", running):
+                kept[name].append(output.detach().clone())
+
+        return kept_output
+
+    def keep_scores(name: str, stack: str) -> Callable[..., None]:
+        def kept_scores(module: DotProduct, inputs: Any) -> None:
+            if running == stack:  # of one sequence: H x T x S numbers for each layer
+                kept[name].append(module.scores(inputs[0][:1], inputs[1][:1]))
+
+        return kept_scores
 
     with ExitStack() as stack:
         stack.callback(model.dropout.register_forward_hook(keep(EMBEDDING)).remove)
@@ -216,12 +232,13 @@ def _kept_outputs(model: LanguageModel, kept: dict[str, list[Tensor]]) -> Iterat
                 continue
             for block in layers:
                 assert isinstance(block, Block)
+                stack.callback(block.register_forward_pre_hook(runs(name)).remove)
                 for part in block.parts:
                     module = block.part(part)
-                    stack.callback(module.register_forward_hook(keep(f"{name} {part}")).remove)
+                    stack.callback(module.register_forward_hook(keep(f"{name} {part}", name)).remove)
                     for inner in module.modules():
                         if isinstance(inner, DotProduct):
-                            hook = inner.register_forward_pre_hook(keep_scores(f"{name} {part} scores"))
+                            hook = inner.register_forward_pre_hook(keep_scores(f"{name} {part} scores", name))
                             stack.callback(hook.remove)
             stack.callback(layers[-1].register_forward_hook(keep(f"{name} residual stream")).remove)
         yield

@@ -44,11 +44,16 @@ OUTSIDE_CODE = {package: digest_of_package(package) for package in sorted({*PACK
 
 
 def provenance(
-    experiment: Experiment, stage: Trained = "pretrain", evaluates: bool = False, weights: str | None = None
+    experiment: Experiment,
+    stage: Trained = "pretrain",
+    evaluates: bool = False,
+    weights: str | None = None,
+    trainer: TrainerParts | None = None,
 ) -> dict[str, Any]:
     """All that a result of this process depends on besides its configuration.
 
-    evaluates: for an evaluation after the stage. weights: digest of the initial weights.
+    evaluates: for an evaluation after the stage. weights: digest of the initial weights. trainer: what the user adds to
+    the Trainer; the parts in force when absent.
     """
     from lit_llm import __version__
 
@@ -63,7 +68,7 @@ def provenance(
     if execution.ranks > 1:
         cut = f"{cut} on {execution.ranks} devices"
     ranks = 1 if evaluates else execution.ranks
-    parts = TrainerParts() if evaluates else in_force()
+    parts = TrainerParts() if evaluates else in_force() if trainer is None else trainer
     return {
         "version": __version__,
         "code": CODE,

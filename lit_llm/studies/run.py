@@ -20,7 +20,7 @@ from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import digest_of_examples, identity_of_data, reset_identities
 from lit_llm.runs.provenance import installed_version
 from lit_llm.runs.trained_model import has_lost_weights
-from lit_llm.runs.trainer_parts import TrainerParts, given, of_settings
+from lit_llm.runs.trainer_parts import TrainerParts, given, in_force, of_settings
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.store.disk import check_exists, disk_errors
 from lit_llm.store.files import file_digest
@@ -413,6 +413,7 @@ def _todo(runs: list[Run], rerun: Rerun | None, observer: Observer) -> list[Todo
     repeated: set[str] = set()
     lost: set[str] = set()
     skipped: dict[str, set[str]] = {"failed": set(), "stale": set()}
+    trainer = in_force()
     for run in runs:
         for step in run.steps:
             name, parents, state = step.node.fingerprint, {*step.node.parents}, step.status()["state"]
@@ -426,14 +427,14 @@ def _todo(runs: list[Run], rerun: Rerun | None, observer: Observer) -> list[Todo
             if damaged:
                 with suppress(Busy):
                     step.stage.forget()
-            elif parents & repeated or (final and rerun == "stale" and run.stale_at(step)):
+            elif parents & repeated or (final and rerun == "stale" and run.stale_at(step, trainer=trainer)):
                 if state != "pending":
                     with suppress(Busy):  # another study has begun to repeat it
                         step.stage.forget()
                 repeated.add(name)
             elif final:
                 # An evaluation that was added later begins with it.
-                if not parents & todo.keys() and run.stale_at(step):
+                if not parents & todo.keys() and run.stale_at(step, trainer=trainer):
                     skipped["stale"].add(run.name)
                 if state != "done":
                     lost.add(name)

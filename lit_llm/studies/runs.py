@@ -18,6 +18,7 @@ from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.runs.provenance import provenance, same_provenance, weights_digest
 from lit_llm.runs.run_one_stage import experiment_yaml
 from lit_llm.runs.stage_graph import StageNode, stage_graph
+from lit_llm.runs.trainer_parts import TrainerParts, in_force
 from lit_llm.statistics.comparison import Comparison, Design, compare
 from lit_llm.statistics.estimates import joined
 from lit_llm.statistics.interims import InterimAnalyses, interim_statuses
@@ -175,18 +176,22 @@ class Run:
         """Whether a stage's result has another provenance (code, device, threads, ...) than it would have now."""
         return any(self.stale_at(step) for step in self.steps)
 
-    def stale_at(self, step: StoredStage, result: Mapping[str, Any] | None = None) -> bool:
-        """True where a stage's result has another provenance than it would have now. result: read when absent."""
-        result = result or step.stage.result()
-        return result is not None and not same_provenance(result["provenance"], self.provenance_of(step))
+    def stale_at(
+        self, step: StoredStage, result: Mapping[str, Any] | None = None, trainer: TrainerParts | None = None
+    ) -> bool:
+        """True where a stage's result has another provenance than it would have now.
 
-    def provenance_of(self, step: StoredStage) -> dict[str, Any]:
-        """The provenance that a stage's result would have now."""
+        result: read when absent. trainer: what the user adds to the Trainer; asked for when absent.
+        """
+        result = result or step.stage.result()
+        return result is not None and not same_provenance(result["provenance"], self.provenance_of(step, trainer))
+
+    def provenance_of(self, step: StoredStage, trainer: TrainerParts | None = None) -> dict[str, Any]:
+        """The provenance that a stage's result would have now. trainer: as in `stale_at`."""
         stages = {other.node.fingerprint: other.stage for other in self.steps}
         begins = [(stages[name].result() or {}).get("weights") for name in step.node.parents if name in stages]
-        return provenance(
-            self.experiment_at(step), step.node.after, step.node.kind == "evaluate", weights_digest(begins)
-        )
+        experiment, evaluates = self.experiment_at(step), step.node.kind == "evaluate"
+        return provenance(experiment, step.node.after, evaluates, weights_digest(begins), trainer)
 
     @property
     def trained(self) -> list[StoredStage]:
@@ -327,6 +332,7 @@ def left_out(runs: Sequence[Run]) -> list[str]:
 
 def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     """The objects that `status --json` prints, one for each stage of each run. Keys may be added, none is renamed."""
+    trainer = in_force()  # once, as there may be thousands of runs
     for run in runs:
         for step in run.steps:
             node, stage = step.node, step.stage
@@ -349,7 +355,7 @@ def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                 "notes": status.get("notes", []),
                 "step": status.get("steps", last[0]),
                 "max_steps": max_steps(run, node),
-                "stale": run.stale_at(step, result),
+                "stale": run.stale_at(step, result, trainer),
                 "log": str(stage.log_file) if stage.log_file.exists() else None,
             }
 

@@ -5,7 +5,9 @@ per token or head (statistics of norms and of softmax), rotations, masks, token 
 result is within 3% of what autograd keeps for pre-norm and sandwich models, within 5% for mixers with a recurrent
 state, and within a sixth for other placements of norms and for merged attention. Soft-capped or biased scores are
 counted roughly. Masks of a visible prefix and of merged layers are not counted, one number per pair of tokens and layer
-for all sequences together: at 2,048 tokens, d_model 96 and one sequence up to 45% of what is kept.
+for all sequences together: at 2,048 tokens, d_model 96 and one sequence up to 45% of what is kept. FlexAttention's
+masks of windows, caps and ALiBi are counted; those of prefixes and documents, a byte per pair of tokens and row, are
+not.
 """
 
 from __future__ import annotations
@@ -114,8 +116,12 @@ def mask_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape) -> 
     """Bytes of masks that kernels keep as numbers, once for all sequences."""
     precision, kept, shared = _precision(training), list[float](), dict[tuple[str, Part], float]()
     for side, layer, example in examples(model, shape):
-        kept.append(sum(part.mask_bytes(example, precision) for _, part in layer.parts if not part.shares_mask))
-        shared |= {(side, part): part.mask_bytes(example, precision) for _, part in layer.parts if part.shares_mask}
+        kept.append(
+            sum(part.mask_bytes(example, precision) for _, part in layer.parts if not part.shares_mask(precision))
+        )
+        shared |= {
+            (side, part): part.mask_bytes(example, precision) for _, part in layer.parts if part.shares_mask(precision)
+        }
     of_layers = max(kept, default=0.0) if training.execution.activation_checkpointing else sum(kept)
     return of_layers + sum(shared.values())
 
@@ -155,6 +161,7 @@ def _precision(training: TrainingConfig) -> Precision:
         compute=FLOAT32 if training.precision == "fp32" else BFLOAT16,
         residual=BFLOAT16 if training.precision == "bf16_master" else FLOAT32,
         dropout_mask=1 if training.dropout else 0,
+        flex=training.execution.kernels == "flex",
     )
 
 

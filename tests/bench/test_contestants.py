@@ -11,11 +11,13 @@ import torch
 from lit_llm.bench.contestants import Contestant, begun
 from lit_llm.bench.entries import (
     KINDS,
+    LLAMA,
     SAME,
     Entry,
     available,
     build_ours,
     built,
+    decoder,
     decoders,
     encoder_decoders,
     families,
@@ -23,7 +25,7 @@ from lit_llm.bench.entries import (
 )
 from lit_llm.bench.generation import compare_generation
 from lit_llm.bench.settings import SIZES, Lengths
-from lit_llm.bench.training_step import compare_steps, random_text
+from lit_llm.bench.training_step import compare_steps, random_text, step_flops
 from lit_llm.models.cost import count_parameters
 from tests.bench.small_bench import SIZE, small_settings
 
@@ -130,3 +132,27 @@ def test_without_peers_ours_are_still_measured(monkeypatch: pytest.MonkeyPatch) 
     assert {row.contestant for row in answered.measured} == {"ours", "RedLLM"}
     assert [len(trained.notes), len(answered.notes)] == [2, 1]
     assert trained.same == ()
+
+
+def test_a_model_that_predicts_further_tokens_trains_them_and_has_no_peer() -> None:
+    further, plain = (decoder(SIZE, [*LLAMA, *more]) for more in (["model.output.future_tokens=2"], []))
+    there, lines = available([Entry(each.name, further, each.build, each.package) for each in decoders(SIZE)])
+    assert {entry.package for entry in there} == {""}
+    assert "it trains no layers for further tokens" in lines[0]
+    ours, text = build_ours(further), random_text(SIZE, False)
+    ours.module.train()
+    loss = ours.loss(text)
+    states = [ours.module.hidden(text.inputs_BT), *ours.module.decoder.take_future_states()]
+    rows, columns = text.targets_BT.shape
+    sums = [
+        torch.nn.functional.cross_entropy(
+            ours.module.logits(each[:, : columns - ahead]).flatten(0, 1),
+            text.targets_BT[:, ahead:].flatten(),
+            reduction="sum",
+        )
+        for ahead, each in enumerate(states)
+    ]
+    torch.testing.assert_close(loss, sum(sums) / (rows * columns))
+    loss.backward()
+    assert all(parameter.grad.any() for parameter in ours.module.parameters())
+    assert step_flops(further, SIZE) > step_flops(plain, SIZE)

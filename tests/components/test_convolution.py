@@ -1,6 +1,8 @@
-"""Short convolutions (Canon layers, arXiv 2512.17351): against torch's own, at their four places."""
+"""Short convolutions against torch's own: those of Canon layers (arXiv 2512.17351), and those of recurrent mixers."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,8 +11,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lit_llm.components.attention.resolved import resolve_attention
+from lit_llm.components.convolution.cache import ConvolutionStates
+from lit_llm.components.convolution.module import ConvolutionInputs, ShortConvolution, neighbours_that_count
+from lit_llm.components.convolution.resolved import Form
 from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.components.forward_context import ForwardContext
+from lit_llm.components.kv_cache import CacheLengths
 from lit_llm.components.layer_part import build_part
 from lit_llm.components.masks import AttentionMask
 from lit_llm.components.part import Widths
@@ -147,3 +153,58 @@ def test_the_order_of_places_does_not_matter() -> None:
 def test_it_is_refused_where_tokens_have_no_neighbours(family: str, overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         config(family, *overrides)
+
+
+# --- of recurrent mixers ----------------------------------------------------------------------------------------------
+
+E, ROWS, TOKENS = 5, 2, 13
+
+
+def before_a_recurrence(width: int) -> ShortConvolution:
+    """swish(sum + bias), with parameters that are all special."""
+    module = ShortConvolution(E, Form(width, residual=False, bias=True, swish=True))
+    randomised(module)
+    return module
+
+
+def convolve(module: ShortConvolution, x_BTD: Tensor, runs_BT: Tensor | None = None) -> Tensor:
+    out: Tensor = module(x_BTD, ConvolutionInputs(neighbours_that_count(module.form, runs_BT)), "x")
+    return out
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_before_a_recurrence_it_is_torchs_over_the_past(width: int) -> None:
+    module, x_BTD = before_a_recurrence(width), torch.randn(ROWS, TOKENS, E, dtype=torch.float64)
+    padded_BDT = F.pad(x_BTD.transpose(1, 2), (width - 1, 0))
+    wanted_BDT = F.silu(F.conv1d(padded_BDT, module.weight[:, None], module.bias, groups=E))
+    assert_close(convolve(module, x_BTD), wanted_BDT.transpose(1, 2))
+
+
+def test_before_a_recurrence_it_sees_no_other_document() -> None:
+    """Documents shorter than the filter among them, and a row that is shorter, too."""
+    module, x_BTD = before_a_recurrence(4), torch.randn(1, TOKENS, E, dtype=torch.float64)
+    borders = [0, 1, 3, 9, TOKENS]
+    runs = torch.cat([torch.full((1, end - start), start) for start, end in pairwise(borders)], 1)
+    alone = [convolve(module, x_BTD[:, start:end]) for start, end in pairwise(borders)]
+    assert_close(convolve(module, x_BTD, runs), torch.cat(alone, dim=1))
+    two = [convolve(module, x_BTD[:, :1]), convolve(module, x_BTD[:, 1:2])]
+    assert_close(convolve(module, x_BTD[:, :2], runs[:, :2]), torch.cat(two, dim=1))
+
+
+@pytest.mark.parametrize("lengths", [(1, 1), (7, 7), (9, 2)])
+@pytest.mark.parametrize("width", [1, 4])
+def test_it_goes_on_from_its_last_inputs(width: int, lengths: tuple[int, int]) -> None:
+    module, x_BTD = before_a_recurrence(width), torch.randn(ROWS, TOKENS, E, dtype=torch.float64)
+    inputs = ConvolutionInputs((None,) * width, ConvolutionStates(CacheLengths(lengths, x_BTD.device)))
+    module(x_BTD[:, : max(lengths)], inputs, "x")
+    for step in range(TOKENS - max(lengths)):
+        new = torch.stack([x_BTD[row, length + step] for row, length in enumerate(lengths)])[:, None]
+        wanted = torch.stack([convolve(module, x_BTD[row : row + 1])[0, n + step] for row, n in enumerate(lengths)])
+        assert_close(module(new, inputs, "x"), wanted[:, None])
+
+
+def test_a_document_number_that_comes_back_is_another_document() -> None:
+    tokens, numbers = ids(2, T), torch.tensor([[0, 0, 0, 1, 0, 0, 0, 0, 0]] * 2)
+    model = build("decllm", *ALL, "attention.rope=none", "attention.window=1")
+    apart = model.hidden(tokens, documents_BT=torch.tensor([[0, 0, 0, 1, 2, 2, 2, 2, 2]] * 2))
+    assert_close(model.hidden(tokens, documents_BT=numbers), apart)

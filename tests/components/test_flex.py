@@ -13,8 +13,9 @@ from torch.testing import assert_close
 
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.attention.relative import alibi_slopes
-from lit_llm.components.flex import BLOCK, FlexAttention, FlexMask, ScoreChange
+from lit_llm.components.flex import FlexAttention, FlexMask, ScoreChange
 from lit_llm.components.masks import AttentionMask, Mask, MergedMask
+from lit_llm.components.windows import BLOCK
 from lit_llm.training.compiled_blocks import compiled_flex
 from tests.flex_on_cpu import gradients_allowed
 

@@ -1,16 +1,11 @@
 """Chunks of a linear recurrence against the recurrence itself, token by token in float64."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from lit_llm.components.kv_cache import CacheLengths
-from lit_llm.components.recurrence.cache import RecurrentState
 from lit_llm.components.recurrence.chunks import Streams, chunkwise, recurrent
-from lit_llm.components.recurrence.convolution import ShortConvolution
 
 HEADS, K, V, B, T = 3, 4, 6, 2, 13
 CHUNKS = [1, 5, T, 256]
@@ -117,44 +112,3 @@ def test_the_delta_rule_replaces_what_was_kept_for_a_key():
     values, ones = torch.randn(1, 1, T, V), torch.ones(1, 1, T, 1)
     out, _ = chunkwise(Streams(key, key, values, torch.zeros(1, 1, T, 1), ones), 5)
     assert_close(out, values, **TIGHT)
-
-
-# --- the convolution --------------------------------------------------------------------------------------------------
-
-
-def convolution(width, channels=5):
-    module = ShortConvolution(channels, width, bias=True).double()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_()
-    return module
-
-
-@pytest.mark.parametrize("width", [1, 4])
-def test_the_convolution_is_torchs_over_the_past(width):
-    module, x = convolution(width), torch.randn(B, T, 5, dtype=torch.float64)
-    padded = F.pad(x.transpose(1, 2), (width - 1, 0))
-    wanted = F.silu(F.conv1d(padded, module.weight[:, None], module.bias, groups=5)).transpose(1, 2)
-    assert_close(module(x), wanted)
-
-
-def test_the_convolution_sees_no_other_document():
-    """Documents shorter than the filter among them, and a row that is shorter, too."""
-    module, x = convolution(4), torch.randn(1, T, 5, dtype=torch.float64)
-    borders = [0, 1, 3, 9, T]
-    runs = torch.cat([torch.full((1, end - start), start) for start, end in pairwise(borders)], 1)
-    alone = [module(x[:, start:end]) for start, end in pairwise(borders)]
-    assert_close(module(x, runs), torch.cat(alone, dim=1))
-    assert_close(module(x[:, :2], runs[:, :2]), torch.cat([module(x[:, :1]), module(x[:, 1:2])], dim=1))
-
-
-@pytest.mark.parametrize("lengths", [(1, 1), (7, 7), (9, 2)])
-@pytest.mark.parametrize("width", [1, 4])
-def test_the_convolution_goes_on_from_its_last_inputs(width, lengths):
-    module, x = convolution(width), torch.randn(B, T, 5, dtype=torch.float64)
-    cache = RecurrentState(CacheLengths(lengths, x.device))
-    module(x[:, : max(lengths)], None, cache)
-    for step in range(T - max(lengths)):
-        new = torch.stack([x[row, length + step] for row, length in enumerate(lengths)])[:, None]
-        wanted = torch.stack([module(x[row : row + 1])[0, n + step] for row, n in enumerate(lengths)])[:, None]
-        assert_close(module(new, None, cache), wanted)

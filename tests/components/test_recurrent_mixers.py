@@ -20,6 +20,7 @@ from tests.recurrent_mixers import (
     D,
     behind_the_masks,
     built,
+    convolutions_counted,
     decoded,
     inputs_of,
     mixer_of,
@@ -173,7 +174,7 @@ def test_the_state_takes_its_bytes_at_every_length_and_precision(name, autocast)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             _, cache = decoded(module, x[:, :tokens], lengths)
         assert cache.bytes() == [states] * B
-        kept = [tensor for tensor in (cache.cached(), cache.inputs_BWC) if tensor is not None]
+        kept = [cache.cached(), *cache.convolution.states.values()]
         assert sum(tensor.untyped_storage().nbytes() for tensor in kept) == B * states
 
 
@@ -197,7 +198,7 @@ def test_parameters_are_those_of_the_built_module(name, values, causal):
 def counted(module, tokens, cache=None, mask=CAUSAL):
     """FLOPs by torch's counter."""
     x = torch.randn(1, tokens, D)
-    with FlopCounterMode(display=False, custom_mapping=SYSTEMS) as counter:
+    with convolutions_counted(module), FlopCounterMode(display=False, custom_mapping=SYSTEMS) as counter:
         module(x, inputs_of(module, x, mask, cache=cache))
     return counter.get_total_flops()
 

@@ -18,7 +18,16 @@ from lit_llm.data.corpora import open_corpus
 from lit_llm.data.prepare import Prepared, prepare
 from lit_llm.data.splits import SPLITS
 from lit_llm.data.synthetic import Synthetic
-from lit_llm.data.synthetic_tasks import Arithmetic, Brackets, KHop, Memorisation, Recall, SelectiveCopying, Task
+from lit_llm.data.synthetic_tasks import (
+    Arithmetic,
+    Brackets,
+    Compression,
+    KHop,
+    Memorisation,
+    Recall,
+    SelectiveCopying,
+    Task,
+)
 from lit_llm.data.tokenizers import Symbols
 
 EXAMPLES = 300
@@ -28,7 +37,7 @@ NOISY = Recall(pairs=4, questions=4, noise=0.25, noise_symbols=5)
 FUZZY = Recall(pairs=5, questions=2, source_length=40, key_length=3, value_length=2, keys=6)
 COPYING = SelectiveCopying(tokens=8, source_length=8)
 TASKS = [
-    MQAR, IN_CONTEXT, NOISY, FUZZY, SelectiveCopying(), COPYING, Memorisation(),
+    MQAR, IN_CONTEXT, NOISY, FUZZY, SelectiveCopying(), COPYING, Memorisation(), Compression(),
     KHop(), KHop(hops=5, nodes=6, questions=6), Arithmetic(), Brackets(), Brackets(open=9, source_length=9),
 ]  # fmt: skip
 
@@ -112,6 +121,22 @@ def test_facts_are_the_same_in_all_examples_and_others_under_another_seed() -> N
         facts.append(pairs)
     assert facts[0] != facts[1]
     assert all(source == [0] for source, _ in examples_of(task))
+
+
+def test_answers_by_position_put_the_source_together_again() -> None:
+    """And earlier answers tell nothing of later ones: each symbol is as likely at each position, to 4 errors."""
+    task = Compression(source_length=6, compressed_symbols=3)
+    examples = examples_of(task)
+    orders, counts = set(), Counter[tuple[int, int]]()
+    for source, target in examples:
+        answers = {position - 4: symbol for [position], [symbol] in questions_in(task, target)}
+        assert [answers[place] for place in range(5)] == source[:-1]
+        assert source[-1] == 0
+        counts.update(enumerate(source[:-1]))
+        orders.add(tuple(target[::2]))
+    assert len(orders) > EXAMPLES / 3
+    assert {*counts} == {(place, symbol) for place in range(5) for symbol in (1, 2, 3)}
+    assert all(abs(count - EXAMPLES / 3) < 4 * np.sqrt(EXAMPLES * 2 / 9) for count in counts.values())
 
 
 @pytest.mark.parametrize("hops", [1, 2, 5])

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from lit_llm.components import kv_cache as cache_module
+from lit_llm.components.convolution.cache import ConvolutionStates
 from lit_llm.components.kv_cache import KeyValues
 from lit_llm.generation import generate, prefill
 from lit_llm.models.cost import cache_bytes
@@ -365,9 +366,10 @@ def test_the_bytes_are_those_of_the_tensors_where_nothing_is_padded(family):
     decoding = prefill(build(family), [PROMPTS[3], PROMPTS[3]])
     found, tensors = [*decoding.cache.caches], []
     while found:
-        kept = vars(found.pop())
-        found += [inner for inner in kept.values() if isinstance(inner, KeyValues)]
-        tensors += [inner for inner in kept.values() if isinstance(inner, torch.Tensor)]
+        kept = [*vars(found.pop()).values()]
+        kept += [inner for states in kept if isinstance(states, dict) for inner in states.values()]
+        found += [inner for inner in kept if isinstance(inner, KeyValues | ConvolutionStates)]
+        tensors += [inner for inner in kept if isinstance(inner, torch.Tensor)]
     assert sum(decoding.cache_bytes()) == sum(tensor.nbytes for tensor in tensors)
 
 

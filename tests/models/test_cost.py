@@ -26,7 +26,7 @@ from lit_llm.models.cost import (
     train_flops,
 )
 from lit_llm.models.resolve import resolve_model
-from tests.recurrent_mixers import SYSTEMS, behind_the_masks
+from tests.recurrent_mixers import SYSTEMS, behind_the_masks, convolutions_counted
 from tests.tiny_models import PAPER_NORMS, config, ids, resolved
 
 V = 32768
@@ -91,6 +91,11 @@ ODD = {
     "layer scale": ["residual=layer_scale", "norm.placement=sandwich"],
     "deepnorm, fixed deviations": ["residual=deepnorm", "norm.placement=post", "initialisation=fixed_std"],
     "completep": ["parametrization={kind: completep, base_width: 16, base_depth: 1}", "initialisation=depth_scaled"],
+    "convolutions": [
+        "attention.convolution=[input, qkv]",
+        "feed_forward.convolution=[input, hidden]",
+        "attention.kv_heads=2",
+    ],
     "layer range": ["decoder.layers=3", "decoder.layer_ranges.1-2.self_attention.kv_heads=1"],
     "layer range of widths": ["decoder.layer_ranges.1.feed_forward.d_ff=80"],
 }
@@ -233,7 +238,7 @@ def counted(model, shape, prefix=0, backward=False):
     counter = FlopCounterMode(display=False, custom_mapping=SYSTEMS)
     device = "cpu" if backward else "meta"
     module = build_model(model, device=device)
-    with counter, sdpa_kernel(SDPBackend.MATH):
+    with convolutions_counted(module), counter, sdpa_kernel(SDPBackend.MATH):
         target = ids(1, shape.target).to(device)
         if shape.source and shape.target:
             hidden = module.hidden(ids(1, shape.source).to(device), target)
@@ -368,10 +373,10 @@ def test_attended_keys_are_those_that_the_last_query_of_a_row_sees(family, overr
     assert attended_keys(model.config, prompt, number) == pytest.approx(sum(seen) / len(model.config.decoder))
 
 
-def measured(run):
-    """FLOPs of a call by torch's counter."""
+def measured(model, run):
+    """FLOPs of a call of the model by torch's counter."""
     counter = FlopCounterMode(display=False, custom_mapping=SYSTEMS)
-    with counter, sdpa_kernel(SDPBackend.MATH):
+    with convolutions_counted(model), counter, sdpa_kernel(SDPBackend.MATH):
         run()
     return counter.get_total_flops()
 
@@ -390,10 +395,10 @@ def test_prefill_and_decode_cost_what_they_are_seen_to_compute(family, overrides
     model = build_model(config(family, *overrides)).eval()
     of, prompt = model.config, 20
     called = {}
-    reading = measured(lambda: called.update(decoding=prefill(model, [ids(1, prompt - 1)[0].tolist()])))
+    reading = measured(model, lambda: called.update(decoding=prefill(model, [ids(1, prompt - 1)[0].tolist()])))
     own = of.model_copy(update={"decoder": of.decoder[: of.self_layers]})  # the last token sees all: nothing is masked
     assert prompt * prefill_flops(of, prompt) == reading - behind_the_mask(own, Shape(0, prompt, 1))
-    assert decode_flops(of, prompt, 1) == measured(lambda: called["decoding"].step(torch.tensor([7])))
+    assert decode_flops(of, prompt, 1) == measured(model, lambda: called["decoding"].step(torch.tensor([7])))
 
 
 def test_a_decoder_decoders_prefill_spares_the_cross_decoder_for_all_tokens_but_the_last():

@@ -10,8 +10,10 @@ from torch.utils._pytree import tree_leaves
 
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.attention.value_residual import FirstValues
+from lit_llm.components.flex import FlexAttention, FlexMask, ScoreChange
 from lit_llm.components.loss import config as loss_config
 from lit_llm.components.loss.module import target_loss
+from lit_llm.components.masks import AttentionMask
 from lit_llm.components.norm.module import FUNCTIONS
 from lit_llm.models.cost import Shape, count_parameters
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
@@ -196,6 +198,29 @@ def test_the_mask_of_a_prefix_is_left_out():
     model.hidden = lambda tokens, source_length: hidden(tokens, prefix_length=48)
     counted = activation_bytes(model.config, training(), Shape(0, 96, 96))
     assert counted == pytest.approx(kept_bytes(model, 0, 96, 96), rel=0.15)
+
+
+@pytest.mark.parametrize("tokens", [256, 300])
+def test_flex_keeps_one_mask_in_blocks_for_all_layers_and_no_scores(tokens):
+    """Against the tensors of the mask that a pass makes; 300 tokens fill three blocks."""
+    window = ["attention.window=64"]
+    mask = FlexMask(
+        AttentionMask(causal=True, window=(64, 64)),
+        (tokens, tokens),
+        (torch.float32, torch.device("cpu")),
+        FlexAttention(torch.nn.functional.scaled_dot_product_attention, lengths_vary=False),
+        ScoreChange(),
+    )
+    read = [cell.cell_contents for cell in mask.blocks.mask_mod.__closure__]
+    made = sum(each.nbytes for each in (*read, *mask.blocks.as_tuple()) if isinstance(each, torch.Tensor))
+    flex, shape = training(kernels="flex"), Shape(0, tokens, tokens)
+    for overrides in (window, ["attention.softcap=20.0"], ["attention.relative_bias=alibi", "attention.rope=none"]):
+        model, bare = resolved("decllm", *WIDE, *overrides), resolved("decllm", *WIDE)
+        assert len(model.decoder) == 2
+        assert mask_bytes(model, flex, shape) == made
+        assert activation_bytes(model, flex, shape) == activation_bytes(bare, training(), shape)
+        narrow = resolved("decllm", *WIDE, *overrides, "attention.head_dim=8")  # which FlexAttention does not take
+        assert mask_bytes(narrow, flex, shape) == mask_bytes(narrow, training(), shape)
 
 
 def test_state_is_four_float32_numbers_per_parameter_under_adamw():

@@ -6,6 +6,7 @@ import io
 import re
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from lit_llm.report.progress.run_progress import TimeLeft, progress_of_stage, se
 from lit_llm.report.progress.terminal import Progressing
 from lit_llm.store.store import MetricsFile, Store
 from lit_llm.studies.load import load_study
-from lit_llm.studies.run import run_study
 from lit_llm.studies.runs import runs_of
 
 Write = Callable[..., Path]
@@ -24,15 +24,24 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def test_each_row_says_whose_it_is(write_study: Write, tmp_path: Path) -> None:
-    path = write_study("shown", "arms: {red: {}, dec: {extends: decllm-tiny}}")
-    path.write_text(path.read_text().replace("max_steps: 12", "max_steps: 400"))
+    study = load_study(write_study("shown", "arms: {red: {}, dec: {extends: decllm-tiny}}"))
+    runs = runs_of(study, Store(tmp_path / "store"))
     console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
-    run_study(load_study(path), Store(tmp_path / "store"), observer=Progressing(console), max_parallel=2)
+    progress = Progressing(console)
+    with ExitStack() as claims:
+        for run in runs:
+            claims.enter_context(run.last.claim())
+            run.last.set_state("running")
+            file = MetricsFile(run.last.metrics_file)
+            for step in (4, 8):
+                file.append(step, {"train/loss": 2.5, "val/target_nll": 3.0, "throughput/tokens_per_second": 1500.0})
+            file.close()
+        progress.launching(runs, runs, 2)
+        progress.finished()
     assert isinstance(console.file, io.StringIO)
     shown = ESCAPES.sub("", console.file.getvalue())
     for name in ("red/seed 0", "dec/seed 0"):
-        row = re.search(rf"^{name} +\d+/400 +\d\.\d+( +\d\.\d+)? +[\d.]+k? +\d:\d\d\s*$", shown, re.MULTILINE)
-        assert row, shown[-2000:]
+        assert re.search(rf"^{name} +8/12 +2\.500 +3\.000 +1\.5k +\d:\d\d\s*$", shown, re.MULTILINE), shown[-2000:]
     assert re.search(r"about \d:\d\d left", shown)
 
 

@@ -4,12 +4,14 @@ import json
 from fractions import Fraction
 
 import pytest
+import torch
 
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import load_experiment
+from lit_llm.models.build import build_model
 from lit_llm.models.resolve import resolve_model
 from lit_llm.report.tables.coordinates import conclusion, coordinate_tables
-from lit_llm.runs.coordinates import Coordinate, at_depth, at_width, measure_coordinates
+from lit_llm.runs.coordinates import Coordinate, ZipfBatches, _activations, at_depth, at_width, measure_coordinates
 from lit_llm.statistics.coordinate_slopes import PartSlopes, Slope, part_slopes
 from tests.commands import lit_llm
 
@@ -56,6 +58,22 @@ def test_slopes_are_those_of_planted_powers():
     assert slopes.change.value == pytest.approx(-1)
     assert 0 < slopes.last.half < 0.05
     assert slopes.verdict == "grows"
+
+
+def test_activations_of_tied_stacks_are_those_of_an_encoder_with_copies_of_the_decoders_parameters():
+    tied, untied = (
+        build_model(small("redllm-tiny", "standard", *more).model) for more in (["model.tie_layers=true"], [])
+    )
+    state = tied.state_dict()
+    untied.load_state_dict(
+        {name: state[name.replace("encoder.layers", "decoder.layers")] for name in untied.state_dict()}
+    )
+    probe = ZipfBatches(small("redllm-tiny"), "pretrain")[0]
+    found, wanted = (_activations(model, probe) for model in (tied, untied))
+    assert [*found] == [*wanted]
+    for part, tensors in wanted.items():
+        assert len(found[part]) == len(tensors)
+        assert all(torch.equal(*pair) for pair in zip(found[part], tensors, strict=True)), part
 
 
 @pytest.mark.slow

@@ -32,8 +32,10 @@ from lit_llm.runs.trainer_parts import TrainerParts, given, in_force
 from lit_llm.store.store import Stage, Store, read_metrics
 from lit_llm.studies.load import load_study
 from lit_llm.studies.observer import Observer
+from lit_llm.studies.runs import runs_of, status_rows
 from lit_llm.studies.stage_executor import StageExecutor, Work
 from lit_llm.studies.supervise import Supervision
+from tests.made_up_results import finish, study_of
 from tests.stages_in_parts import numbers, prepared_stage, stops_after
 from tests.sweeps.tiny_sweeps import sweep
 
@@ -192,6 +194,18 @@ loggers = ["lightning.pytorch.loggers:CSVLogger"]
     with given(TrainerParts(callbacks=[Averaging(1e-3)])):
         assert len(in_force().callbacks) == 2
     assert len(in_force().callbacks) == 1
+
+
+def test_status_looks_at_the_users_settings_once_for_all_results(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = runs_of(study_of(tmp_path, corpus), Store(tmp_path / "store").open())
+    for run in runs[:3]:
+        finish(run, 1.0)
+    looks: list[TrainerParts] = []
+    monkeypatch.setattr("lit_llm.runs.trainer_parts.of_settings", lambda: looks.append(TrainerParts()) or looks[-1])
+    assert [row["state"] for row in status_rows(runs)].count("done") == 3
+    assert len(looks) == 1
 
 
 def test_wrong_settings_are_refused_with_their_place(tmp_path: Path) -> None:

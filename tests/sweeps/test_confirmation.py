@@ -23,6 +23,8 @@ from lit_llm.sweeps.trial import Trial
 from lit_llm.sweeps.trials import Trials
 from tests.sweeps.tiny_sweeps import ALONE, LR, ONE, TWO, Seen, counted, of, rates, result, stages, sweep
 
+pytestmark = pytest.mark.xdist_group("confirmation")
+"""Their trials have the same seeds, so that one process trains what several of them search once."""
 Write = Callable[..., Path]
 STEPS = "pretrain.training.max_steps"
 WARMUP = "pretrain.training.schedule.warmup_steps"
@@ -68,7 +70,7 @@ def test_the_winners_are_compared_over_three_fresh_seeds(write_sweep: Write, sto
 
 
 def test_the_study_of_the_winners_is_a_file_that_passes_the_audit(write_sweep: Write, store: Store) -> None:
-    path = write_sweep("audited", f"{TWO}\n{rates()}\n{BETTER}\nseeds: [604]\nwinners: {{seeds: [605]}}", trials=2)
+    path = write_sweep("audited", f"{TWO}\n{rates()}\n{BETTER}\nseeds: [600]\nwinners: {{seeds: [601]}}", trials=2)
     ended = sweep(path, store)
     file = store.study("audited") / "winners.yaml"
     study = load_study(file)
@@ -76,13 +78,13 @@ def test_the_study_of_the_winners_is_a_file_that_passes_the_audit(write_sweep: W
     planned.check()
     assert not [finding for finding in planned.findings if finding.kind in ("refused", "no_op", "confound")]
     assert study.study.study == "audited-winners"
-    assert study.study.seeds == (605,)
+    assert study.study.seeds == (601,)
     content = yaml.safe_load(file.read_text())
     assert content["compare"] == {"baseline": "red", "metric": "test/target_nll"}
     assert [rule["key"] for rule in content["allow"]] == ["budget", LR]  # what the sweep allows, and what it found
     assert "audited" in content["allow"][1]["because"]
     assert ended.winners is not None
-    assert {run.seed for run in ended.winners.runs} == {605}
+    assert {run.seed for run in ended.winners.runs} == {601}
 
 
 @pytest.mark.parametrize("bounds", ["", "tokens <= 3072", "tokens >= 1", "train_flops <= 1e30"])
@@ -123,7 +125,7 @@ def after_steps(write_sweep: Write, tmp_path: Path, best: int, constraints: str)
 
 def test_the_best_settings_are_files_that_train_takes(write_sweep: Write, store: Store) -> None:
     rest = f"{TWO}\nspace: {{{LR}: {{log_uniform: [1e-4, 1e-1]}}, {WARMUP}: {{int: [0, 4]}}}}"
-    ended = sweep(write_sweep("best", f"{rest}\nseeds: [606]\n{ALONE}", trials=4), store)
+    ended = sweep(write_sweep("best", f"{rest}\nseeds: [600]\n{ALONE}", trials=4), store)
     assert [path.name for path in ended.best] == ["red.yaml", "dec.yaml"]
     for arm, path in zip(("red", "dec"), ended.best, strict=True):
         best = min(counted(ended, arm), key=lambda trial: trial.values or ())
@@ -136,17 +138,17 @@ def test_the_best_settings_are_files_that_train_takes(write_sweep: Write, store:
         assert {f"{LR}: {best.point[LR]}" in line for line in head[1:]} == {True, False}
         (stage,) = stages(store, best)
         frozen = yaml.safe_load(stage.config_file.read_text())["experiment"]
-        assert dict(leaves(frozen)) == flat(loaded) | {"seed": 606}
+        assert dict(leaves(frozen)) == flat(loaded) | {"seed": 600}
 
 
 def test_an_arm_that_was_at_its_best_already_has_no_tuned_one(write_sweep: Write, store: Store) -> None:
     """A rate of 1e-4 learns nothing in twelve steps."""
     worse = f"{rates()}\nfirst: [{{{LR}: 1e-4}}]"
-    alone = sweep(write_sweep("alone", f"{ONE}\n{worse}\nseeds: [607]", trials=2), store)
+    alone = sweep(write_sweep("alone", f"{ONE}\n{worse}\nseeds: [600]", trials=2), store)
     assert alone.summaries[0].best == alone.summaries[0].default
     assert alone.winners is None
     assert not (store.study("alone") / "winners.yaml").exists()
-    both = sweep(write_sweep("both", f"{TWO}\n{worse}\nseeds: [608]\nwinners: {{seeds: [609]}}", trials=2), store)
+    both = sweep(write_sweep("both", f"{TWO}\n{worse}\nseeds: [600]\nwinners: {{seeds: [601]}}", trials=2), store)
     assert both.winners is not None
     assert [run.arm.name for run in both.winners.runs] == ["red", "dec"]
 
@@ -156,7 +158,7 @@ def test_only_one_arm_tuned_is_compared_with_the_first_as_it_stands(write_sweep:
     arms = "arms: {red: {pretrain: {training: {optimizer: {lr: 1e-2}}}}, dec: {extends: decllm-tiny}}"
     arms += f"\nallow: [{{key: {LR}, because: it is what is searched}}]"
     space = f"space: {{{LR}: {{choice: [1e-4, 3e-3, 1e-2]}}}}"
-    ended = sweep(write_sweep("uneven", f"{arms}\n{space}\nseeds: [610]\nwinners: {{seeds: [611]}}", trials=3), store)
+    ended = sweep(write_sweep("uneven", f"{arms}\n{space}\nseeds: [600]\nwinners: {{seeds: [601]}}", trials=3), store)
     assert [summary.best.point for summary in ended.summaries if summary.best] == [{LR: "0.01"}] * 2
     assert ended.winners is not None
     assert {run.arm.name: run.arm.baseline for run in ended.winners.runs}["dec_tuned"] == "red"
@@ -166,13 +168,13 @@ def test_only_one_arm_tuned_is_compared_with_the_first_as_it_stands(write_sweep:
 def test_an_arm_called_as_a_winner_would_be_is_not_lost(write_sweep: Write, store: Store) -> None:
     """Six fits: `red`, `red_tuned` and what was found for each; or the file is refused before anything is trained."""
     arms = "arms: {red: {}, red_tuned: {extends: decllm-tiny}, red-own: {model: {attention: {output_norm: none}}}}"
-    path = write_sweep("namesakes", f"{arms}\n{rates()}\n{BETTER}\nseeds: [612]\nwinners: {{seeds: [613]}}", trials=2)
+    path = write_sweep("namesakes", f"{arms}\n{rates()}\n{BETTER}\nseeds: [600]\nwinners: {{seeds: [601]}}", trials=2)
     ended = sweep(path, store)
     assert ended.winners is not None
     found = [flat(run.experiment) for run in ended.winners.runs]
     for arm in load_sweep(path).ablation.arms:
         for lr in (3e-3, 1e-2):
-            assert flat(arm.experiment) | {"seed": 613, LR: lr} in found, f"{arm.name} at {lr}"
+            assert flat(arm.experiment) | {"seed": 601, LR: lr} in found, f"{arm.name} at {lr}"
 
 
 def test_several_goals_end_with_the_trials_that_no_other_beats(write_sweep: Write, store: Store) -> None:
@@ -180,7 +182,7 @@ def test_several_goals_end_with_the_trials_that_no_other_beats(write_sweep: Writ
     width = "model.feed_forward.d_ff"
     space = f"space: {{{width}: {{choice: [16, 32, 64]}}, {LR}: {{choice: [1e-4, 3e-3, 1e-2]}}}}"
     goals = "optimize: [{metric: val/target_nll}, {metric: parameters}]"
-    ended = sweep(write_sweep("goals", f"{ONE}\n{space}\n{goals}\nseeds: [614]", trials=9), store)
+    ended = sweep(write_sweep("goals", f"{ONE}\n{space}\n{goals}\nseeds: [600]", trials=9), store)
     trials = {trial.number: trial for trial in counted(ended, "red")}
     assert len(trials) == 9
     values = {number: trial.values or () for number, trial in trials.items()}
@@ -207,9 +209,9 @@ def test_several_goals_end_with_the_trials_that_no_other_beats(write_sweep: Writ
 
 def test_winners_that_cannot_be_compared_are_told_and_the_search_is_not_lost(write_sweep: Write, store: Store) -> None:
     """The name of their study is another sweep's."""
-    sweep(write_sweep("blocked-winners", f"{ONE}\n{rates()}\nseeds: [617]\n{ALONE}", trials=1), store)
+    sweep(write_sweep("blocked-winners", f"{ONE}\n{rates()}\nseeds: [600]\n{ALONE}", trials=1), store)
     observer = Seen()
-    ended = sweep(write_sweep("blocked", f"{ONE}\n{rates()}\n{BETTER}\nseeds: [617]", trials=2), store, observer)
+    ended = sweep(write_sweep("blocked", f"{ONE}\n{rates()}\n{BETTER}\nseeds: [600]", trials=2), store, observer)
     assert ended.winners is None
     assert [path.name for path in ended.best] == ["red.yaml"]
     assert any("blocked-winners is the name of a sweep" in message for message in observer.messages)
@@ -217,7 +219,7 @@ def test_winners_that_cannot_be_compared_are_told_and_the_search_is_not_lost(wri
 
 
 def test_more_trials_bring_another_winner_and_the_study_follows(write_sweep: Write, store: Store) -> None:
-    path = write_sweep("followed", f"{ONE}\n{rates()}\n{BETTER}\nseeds: [615]\nwinners: {{seeds: [616]}}", trials=2)
+    path = write_sweep("followed", f"{ONE}\n{rates()}\n{BETTER}\nseeds: [600]\nwinners: {{seeds: [601]}}", trials=2)
     first = sweep(path, store)
     path.write_text(path.read_text().replace("trials: 2", "trials: 8"))
     second = sweep(path, store)

@@ -14,7 +14,7 @@ from lit_llm.components.attention.relative import RelativeBias, alibi_slopes, bu
 from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.components.attention.value_residual import FirstValues, ValueResidual
 from lit_llm.components.convolution.cache import CacheWithStates, ConvolutionStates
-from lit_llm.components.convolution.module import ConvolutionInputs, convolution_inputs, convolutions
+from lit_llm.components.convolution.module import ConvolutionInputs, canon_inputs, canon_layers
 from lit_llm.components.few_rows import Linear
 from lit_llm.components.flex import FlexAttention, FlexMask, ScoreChange
 from lit_llm.components.forward_context import CacheRows, ForwardContext, cast_once, is_filled
@@ -243,7 +243,7 @@ class SelfAttention(Attention):
         self.causal = causal
         self.relative_bias = self._new_bias() if config.relative_bias == "per_layer" else None
         self.value_residual = None if config.value_residual == "none" else ValueResidual(config)
-        self.convolution = convolutions(config.convolved(widths.row), causal)
+        self.convolution = canon_layers(config.convolved(widths.row), causal)
 
     def _new_bias(self) -> RelativeBias:
         assert self.config.relative_buckets is not None
@@ -271,7 +271,7 @@ class SelfAttention(Attention):
         first_values = None
         if self.config.value_residual != "none":
             first_values = context.once("first values", FirstValues)
-        convolution = convolution_inputs(context, self.causal, states) if self.config.convolution else None
+        convolution = canon_inputs(context, self.causal, states) if self.config.convolution else None
         return AttentionInputs(
             mask, rotation, rotation, cache, buckets=buckets, first_values=first_values, convolution=convolution
         )

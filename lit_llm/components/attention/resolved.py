@@ -16,7 +16,7 @@ from lit_llm.components.convolution.resolved import (
     convolution_state,
 )
 from lit_llm.components.part import FLOAT32, CacheBytes, Example, MatrixKind, Part, Precision, TensorShape, Widths
-from lit_llm.components.windows import BAND, Window, band_size
+from lit_llm.components.windows import BAND, Window, band_size, block_mask_bytes
 from lit_llm.config.section import Items
 from lit_llm.config.tree import KIND
 
@@ -296,7 +296,7 @@ class ResolvedAttention(Part):
         if self.place == "merged":  # a second copy of the keys, concatenated with the target's
             kept += example.source * self._key_bytes(precision)
             kept += (example.source + example.row) * 2 * self.kv_width * precision.compute
-        if self.place in ("self", "shared") and self._is_band(example):
+        if self.place in ("self", "shared") and self._is_band(example) and not self._in_blocks(precision):
             kept += self._band_bytes(example, precision)
         kept += convolution_activations(self.convolved(widths.row), example.row) * precision.compute
         if self.value_residual == "learned":  # the values before they are mixed, for the gradients of the weights
@@ -345,7 +345,7 @@ class ResolvedAttention(Part):
     def _score_bytes(self, example: Example, precision: Precision) -> float:
         """Bytes for all (query, key) pairs, where no fused kernel avoids them: a cap's tanh and the weights, or a
         learned bias with its mask and the weights."""
-        if self.softcap is None and self.relative_bias in ("none", "alibi"):
+        if self._in_blocks(precision) or (self.softcap is None and self.relative_bias in ("none", "alibi")):
             return 0.0
         entry = 2 * FLOAT32 + (precision.compute if precision.autocast else 0)
         return example.row * self._keys(example) * self.heads * entry
@@ -355,12 +355,19 @@ class ResolvedAttention(Part):
             return example.source
         return example.row + (example.source if self.place == "merged" else 0)
 
-    @property
-    def shares_mask(self) -> bool:
-        return self.relative_bias == "alibi" and self.softcap is None
+    def _in_blocks(self, precision: Precision) -> bool:
+        """Whether FlexAttention computes it, by the blocks of its mask."""
+        changed = self.softcap is not None or self.relative_bias != "none" or self.window_sides is not None
+        return precision.flex and changed and not self.without_flex
+
+    def shares_mask(self, precision: Precision) -> bool:
+        return self._in_blocks(precision) or (self.relative_bias == "alibi" and self.softcap is None)
 
     def mask_bytes(self, example: Example, precision: Precision) -> float:
-        """Bytes of the mask of a window that is not computed as a band, and of a bias that is not learned."""
+        """Bytes of the mask of a window that is not computed as a band, of a bias that is not learned, and of the
+        masks of FlexAttention, which also a cap needs."""
+        if self._in_blocks(precision):
+            return float(block_mask_bytes(math.ceil(example.row), math.ceil(self._keys(example))))
         if self.relative_bias == "alibi" and self.softcap is None:
             return self.heads * example.row * self._keys(example) * precision.compute
         if self.window_sides is None or self._is_band(example):

@@ -8,29 +8,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_llm.components.convolution.resolved import KERNEL
 from lit_llm.components.kv_cache import Cache, CacheLengths
 
 
 class ConvolutionStates:
-    """States of the convolutions of one part of a layer: B x (KERNEL - 1) x width each, by name."""
+    """States of the convolutions of one part of a layer, by name: B x (width - 1) x entries each."""
 
     def __init__(self, rows: CacheLengths) -> None:
         self.rows = rows
         self.states: dict[str, Tensor] = {}
         """Empty until the prompt has been read."""
 
-    def extended(self, name: str, x_BTD: Tensor) -> Tensor:
-        """The inputs of a pass behind those that a convolution reads before them: B x (KERNEL - 1 + T) x width."""
+    def extended(self, name: str, x_BTD: Tensor, width: int) -> Tensor:
+        """The inputs of a pass behind those that a convolution reads before them: B x (width - 1 + T) x entries."""
+        before = width - 1
         if name in self.states:
-            whole = torch.cat([self.states[name], x_BTD], dim=1)
-            self.states[name] = whole[:, 1:]
-            return whole
-        whole = F.pad(x_BTD, (0, 0, KERNEL - 1, 0))
-        # Prompts are padded at the end. A row of an encoder-decoder begins with <s>, before it counts as read.
-        ends_B1 = self.rows.lengths_B.clamp_min(1)[:, None]
-        places_BK = ends_B1 + torch.arange(KERNEL - 1, device=x_BTD.device)
-        self.states[name] = whole.gather(1, places_BK[..., None].expand(-1, -1, x_BTD.shape[-1]))
+            whole = torch.cat([self.states[name].to(x_BTD.dtype), x_BTD], dim=1)
+        else:
+            whole = F.pad(x_BTD, (0, 0, before, 0))
+        # Rows of an encoder-decoder begin evenly, with <s>.
+        if name in self.states or self.rows.even:
+            self.states[name] = whole[:, whole.shape[1] - before :].clone()
+        else:
+            # Prompts are padded at the end. A row's token t is at place t + before.
+            places_BK = self.rows.lengths_B[:, None] + torch.arange(before, device=x_BTD.device)
+            self.states[name] = whole.gather(1, places_BK[..., None].expand(-1, -1, x_BTD.shape[-1]))
         return whole
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -44,8 +46,7 @@ class ConvolutionStates:
 
     def bytes(self) -> list[int]:
         """Bytes of each row's states, measured on the tensors."""
-        rows = zip(*self.states.values(), strict=True)
-        return [sum(state.nbytes for state in row) for row in rows]
+        return [sum(state[0].nbytes for state in self.states.values())] * len(self.rows.lengths)
 
 
 class CacheWithStates:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_llm.components import liger
 from lit_llm.components.convolution.cache import ConvolutionStates
-from lit_llm.components.convolution.module import ConvolutionInputs, convolution_inputs, convolutions
+from lit_llm.components.convolution.module import ConvolutionInputs, canon_inputs, canon_layers
 from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.components.few_rows import Linear
 from lit_llm.components.forward_context import CacheRows, ForwardContext
@@ -52,12 +52,12 @@ class FeedForward(LayerPart):
         self.gate = Linear(d_model, config.d_ff, config.bias) if config.gated else None
         self.up = Linear(d_model, config.d_ff, config.bias)
         self.down = Linear(config.d_ff, d_model, config.bias)
-        self.causal, self.convolution = causal, convolutions(config.convolved(d_model), causal)
+        self.causal, self.convolution = causal, canon_layers(config.convolved(d_model), causal)
 
     def prepare(  # type: ignore[override]
         self, context: ForwardContext, cache: ConvolutionStates | None
     ) -> ConvolutionInputs | None:
-        return convolution_inputs(context, self.causal, cache) if len(self.convolution) else None
+        return canon_inputs(context, self.causal, cache) if len(self.convolution) else None
 
     def new_cache(self, rows: CacheRows) -> ConvolutionStates | None:
         return ConvolutionStates(rows.self_lengths) if len(self.convolution) else None

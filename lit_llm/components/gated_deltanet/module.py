@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_llm.components.convolution.module import ShortConvolution
 from lit_llm.components.few_rows import Linear
 from lit_llm.components.gated_deltanet.resolved import ResolvedGatedDeltaNet
 from lit_llm.components.norm.module import rms_norm
 from lit_llm.components.part import Widths
 from lit_llm.components.recurrence.chunks import Streams
-from lit_llm.components.recurrence.convolution import ShortConvolution
-from lit_llm.components.recurrence.module import RecurrentInputs, TwoWayMixer, by_head, exact
+from lit_llm.components.recurrence.module import ConvolvedMixer, RecurrentInputs, by_head, exact
 from lit_llm.components.recurrence.resolved import ResolvedTwoWay
 from lit_llm.components.recurrence.steps import StepSizes
 
@@ -28,11 +28,11 @@ class Direction(nn.Module):
 
     def __init__(self, config: ResolvedGatedDeltaNet) -> None:
         super().__init__()
-        self.convolution = ShortConvolution(config.channels, config.conv)
+        self.convolution = ShortConvolution(config.channels, config.form)
         self.steps = StepSizes(config.heads)
 
 
-class GatedDeltaNet(TwoWayMixer):
+class GatedDeltaNet(ConvolvedMixer):
     """
     x ─┬─ q ─┐               ┌─ length one ─ / √K ─┐
        ├─ k ─┼─ convolution ─┼─ length one ────────┤
@@ -59,7 +59,8 @@ class GatedDeltaNet(TwoWayMixer):
         assert isinstance(direction, Direction)
         joined_BTC, decays_BTH, betas_BTH, gates_BTV = projected
         config = self.config
-        mixed_BTC = direction.convolution(joined_BTC, inputs.runs_BT, inputs.cache)
+        assert inputs.convolution is not None
+        mixed_BTC = direction.convolution(joined_BTC, inputs.convolution, "qkv")
         parts = mixed_BTC.split([config.key_width, config.key_width, config.value_width], dim=-1)
         q, k, v = (by_head(part, config.heads) for part in parts)
         _, log_gates_BTH = direction.steps(decays_BTH)

@@ -9,13 +9,14 @@ from lit_llm.components.part import FLOAT32, Defaults, LayerComponent, Precision
 from lit_llm.components.recurrence.resolved import (
     TWO_WAY,
     TWO_WAY_HELP,
-    ResolvedTwoWay,
+    ResolvedConvolved,
     divided,
     settings_of,
+    with_sizes,
 )
 
 
-class ResolvedGatedDeltaNet(ResolvedTwoWay):
+class ResolvedGatedDeltaNet(ResolvedConvolved):
     """A gated DeltaNet with all settings resolved."""
 
     module: ClassVar[str] = "lit_llm.components.gated_deltanet.module:GatedDeltaNet"
@@ -23,20 +24,9 @@ class ResolvedGatedDeltaNet(ResolvedTwoWay):
     one_length: ClassVar[str] = "gated DeltaNet goes through a row by chunks, so each length would be another graph"
     delta_rule: ClassVar[bool] = True
 
-    conv: int
-
-    @property
-    def channels(self) -> int:
-        """Channels of the short convolution: queries, keys and values."""
-        return 2 * self.key_width + self.value_width
-
-    @property
-    def convolved(self) -> int:
-        return (self.conv - 1) * self.channels
-
     def direction_shapes(self, widths: Widths) -> dict[str, TensorShape]:
         steps = {"steps.a_log": (self.heads,), "steps.dt_bias": (self.heads,)}
-        return {"convolution.weight": (self.channels, self.conv), **steps}
+        return {**super().direction_shapes(widths), **steps}
 
     def shared_rows(self) -> dict[str, int]:
         return {"decay": self.heads, "beta": self.heads}
@@ -65,15 +55,8 @@ def resolve_gated_deltanet(values: dict[str, Any], defaults: Defaults) -> Resolv
     """
     config = settings_of(GatedDeltaNetConfig, values, defaults)
     head_dim = config.head_dim or divided(defaults.width, config.heads, "d_model", "head_dim")
-    return ResolvedGatedDeltaNet(
-        heads=config.heads,
-        head_dim=head_dim,
-        value_dim=config.value_dim or head_dim,
-        norm_eps=config.norm_eps,
-        chunk=config.chunk,
-        conv=config.conv,
-        bidirectional=not defaults.causal,
-    )
+    value_dim = config.value_dim or head_dim
+    return with_sizes(ResolvedGatedDeltaNet, config, head_dim, value_dim, bidirectional=not defaults.causal)
 
 
 GATED_DELTANET = LayerComponent(

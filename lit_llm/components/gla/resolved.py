@@ -12,6 +12,7 @@ from lit_llm.components.recurrence.resolved import (
     ResolvedTwoWay,
     divided,
     settings_of,
+    with_sizes,
 )
 
 
@@ -57,16 +58,9 @@ def resolve_gla(values: dict[str, Any], defaults: Defaults) -> ResolvedGLA:
     values: the fields of GLAConfig that are set; `heads` defaults to the attention's.
     """
     config = settings_of(GLAConfig, values, defaults)
-    return ResolvedGLA(
-        heads=config.heads,
-        head_dim=config.head_dim or divided(defaults.width // 2, config.heads, "half of d_model,", "head_dim"),
-        value_dim=config.value_dim or divided(defaults.width, config.heads, "d_model", "value_dim"),
-        norm_eps=config.norm_eps,
-        chunk=config.chunk,
-        gate_rank=config.gate_rank,
-        gate_temperature=config.gate_temperature,
-        bidirectional=not defaults.causal,
-    )
+    head_dim = config.head_dim or divided(defaults.width // 2, config.heads, "half of d_model,", "head_dim")
+    value_dim = config.value_dim or divided(defaults.width, config.heads, "d_model", "value_dim")
+    return with_sizes(ResolvedGLA, config, head_dim, value_dim, bidirectional=not defaults.causal)
 
 
 GLA = LayerComponent(

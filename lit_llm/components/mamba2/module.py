@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_llm.components.convolution.module import ShortConvolution
 from lit_llm.components.few_rows import Linear
 from lit_llm.components.mamba2.resolved import ResolvedMamba2
 from lit_llm.components.norm.module import rms_norm
 from lit_llm.components.part import Widths
 from lit_llm.components.recurrence.chunks import Streams
-from lit_llm.components.recurrence.convolution import ShortConvolution
-from lit_llm.components.recurrence.module import RecurrentInputs, TwoWayMixer, by_head
+from lit_llm.components.recurrence.module import ConvolvedMixer, RecurrentInputs, by_head
 from lit_llm.components.recurrence.resolved import ResolvedTwoWay
 from lit_llm.components.recurrence.steps import StepSizes
 
@@ -25,13 +25,13 @@ class Direction(nn.Module):
 
     def __init__(self, config: ResolvedMamba2) -> None:
         super().__init__()
-        self.convolution = ShortConvolution(config.channels, config.conv, bias=True)
+        self.convolution = ShortConvolution(config.channels, config.form)
         self.steps = StepSizes(config.heads)
         self.d = nn.Parameter(torch.empty(config.heads))
         """Share of each head's values that is added to its output."""
 
 
-class Mamba2(TwoWayMixer):
+class Mamba2(ConvolvedMixer):
     """
     x ─┬─ q ─┐               ┌─────────────────┐
        ├─ k ─┼─ convolution ─┼─────────────────┤
@@ -57,7 +57,8 @@ class Mamba2(TwoWayMixer):
         assert isinstance(direction, Direction)
         joined_BTC, logits_BTH, gates_BTV = projected
         config = self.config
-        mixed_BTC = direction.convolution(joined_BTC, inputs.runs_BT, inputs.cache)
+        assert inputs.convolution is not None
+        mixed_BTC = direction.convolution(joined_BTC, inputs.convolution, "qkv")
         parts = mixed_BTC.split([config.key_width, config.key_width, config.value_width], dim=-1)
         q_BGTK, k_BGTK = (by_head(part, config.groups) for part in parts[:2])
         v_BHTV = by_head(parts[2], config.heads)

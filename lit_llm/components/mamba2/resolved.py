@@ -9,37 +9,30 @@ from lit_llm.components.part import FLOAT32, Defaults, LayerComponent, Precision
 from lit_llm.components.recurrence.resolved import (
     TWO_WAY,
     TWO_WAY_HELP,
-    ResolvedTwoWay,
+    ResolvedConvolved,
     divided,
     settings_of,
+    with_sizes,
 )
 
 STATE_SIZE = 128
 """Default of `head_dim`, the paper's N."""
 
 
-class ResolvedMamba2(ResolvedTwoWay):
+class ResolvedMamba2(ResolvedConvolved):
     """A Mamba-2 mixer with all settings resolved."""
 
     module: ClassVar[str] = "lit_llm.components.mamba2.module:Mamba2"
     causal_only: ClassVar[str] = "Mamba-2 is causal"
     one_length: ClassVar[str] = "Mamba-2 goes through a row by chunks, so each length would be another graph"
 
+    convolution_bias: ClassVar[bool] = True
+
     groups: int
-    conv: int
 
     @property
     def key_heads(self) -> int:
         return self.groups
-
-    @property
-    def channels(self) -> int:
-        """Channels of the short convolution: queries, keys and values."""
-        return 2 * self.key_width + self.value_width
-
-    @property
-    def convolved(self) -> int:
-        return (self.conv - 1) * self.channels
 
     @property
     def scale_entries(self) -> int:
@@ -47,7 +40,7 @@ class ResolvedMamba2(ResolvedTwoWay):
 
     def direction_shapes(self, widths: Widths) -> dict[str, TensorShape]:
         heads = {"steps.a_log": (self.heads,), "steps.dt_bias": (self.heads,), "d": (self.heads,)}
-        return {"convolution.weight": (self.channels, self.conv), "convolution.bias": (self.channels,), **heads}
+        return {**super().direction_shapes(widths), **heads}
 
     def shared_rows(self) -> dict[str, int]:
         return {"decay": self.heads}
@@ -76,16 +69,9 @@ def resolve_mamba2(values: dict[str, Any], defaults: Defaults) -> ResolvedMamba2
     config = settings_of(Mamba2Config, values, defaults)
     if config.heads % config.groups:
         raise ValueError(f"{config.groups} groups do not divide {config.heads} heads; choose a divisor")
-    return ResolvedMamba2(
-        heads=config.heads,
-        head_dim=config.head_dim or STATE_SIZE,
-        value_dim=config.value_dim or divided(2 * defaults.width, config.heads, "twice d_model,", "value_dim"),
-        norm_eps=config.norm_eps,
-        chunk=config.chunk,
-        groups=config.groups,
-        conv=config.conv,
-        bidirectional=not defaults.causal,
-    )
+    head_dim = config.head_dim or STATE_SIZE
+    value_dim = config.value_dim or divided(2 * defaults.width, config.heads, "twice d_model,", "value_dim")
+    return with_sizes(ResolvedMamba2, config, head_dim, value_dim, bidirectional=not defaults.causal)
 
 
 MAMBA2 = LayerComponent(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from lit_llm.components.convolution.cache import ConvolutionStates
 from lit_llm.components.kv_cache import CacheLengths
 
 
@@ -16,8 +17,8 @@ class RecurrentState:
         self.rows = rows
         self.state_BHKV: Tensor | None = None
         """None until the prompt has been read. Mixers with groups of heads have one more dimension."""
-        self.inputs_BWC: Tensor | None = None
-        """The last inputs of the short convolution, one fewer than it is wide; None without a convolution."""
+        self.convolution = ConvolutionStates(rows)
+        """Inputs of the short convolution; empty without one."""
 
     def cached(self) -> Tensor:
         """The state; the prompt must have been read."""
@@ -27,17 +28,13 @@ class RecurrentState:
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these rows."""
         self.state_BHKV = self.cached()[rows]
-        if self.inputs_BWC is not None:
-            self.inputs_BWC = self.inputs_BWC[rows]
+        self.convolution.keep(rows)
 
     def replace(self, rows: Sequence[int], other: RecurrentState) -> None:
         """Put all rows of another batch's state in the place of these."""
         self.cached()[rows] = other.cached()
-        if self.inputs_BWC is not None:
-            assert other.inputs_BWC is not None
-            self.inputs_BWC[rows] = other.inputs_BWC
+        self.convolution.replace(rows, other.convolution)
 
     def bytes(self) -> list[int]:
         """Bytes of each row's state, measured on the tensors."""
-        inputs = 0 if self.inputs_BWC is None else self.inputs_BWC[0].nbytes
-        return [row.nbytes + inputs for row in self.cached()]
+        return [row.nbytes + inputs for row, inputs in zip(self.cached(), self.convolution.bytes(), strict=True)]

@@ -24,7 +24,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -104,20 +103,6 @@ def without_padding(streams: Streams, lengths_B: Tensor) -> Streams:
         k_BHTK=streams.k_BHTK.masked_fill(padding_BHT1, 0.0),
         log_gates_BHTG=streams.log_gates_BHTG.masked_fill(padding_BHT1, 0.0),
     )
-
-
-def document_runs(documents_BT: Tensor | None, lengths_B: Tensor | None, tokens: int) -> Tensor | None:
-    """Number of changes of document up to each token, B x T; padding counts as a document. None for one document."""
-    if documents_BT is None and lengths_B is None:
-        return None
-    runs_BT = None
-    if documents_BT is not None:
-        changes_BT = documents_BT[:, 1:] != documents_BT[:, :-1]
-        runs_BT = F.pad(changes_BT.cumsum(1), (1, 0))
-    if lengths_B is not None:
-        padding_BT = torch.arange(tokens, device=lengths_B.device) >= lengths_B[:, None]
-        runs_BT = padding_BT.long() if runs_BT is None else runs_BT + padding_BT * tokens
-    return runs_BT
 
 
 def _pair_decays(log_gates_BHCG: Tensor, runs_BC: Tensor | None) -> Tensor:

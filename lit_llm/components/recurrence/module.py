@@ -9,13 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lit_llm.components.convolution.module import ConvolutionInputs, convolution_inputs, neighbours_that_count
 from lit_llm.components.few_rows import Linear
 from lit_llm.components.forward_context import CacheRows, ForwardContext
 from lit_llm.components.layer_part import LayerPart
 from lit_llm.components.part import Widths
 from lit_llm.components.recurrence.cache import RecurrentState
-from lit_llm.components.recurrence.chunks import Streams, chunkwise, document_runs, recurrent, without_padding
-from lit_llm.components.recurrence.resolved import ResolvedRecurrence, ResolvedTwoWay
+from lit_llm.components.recurrence.chunks import Streams, chunkwise, recurrent, without_padding
+from lit_llm.components.recurrence.resolved import ResolvedConvolved, ResolvedRecurrence, ResolvedTwoWay
 from lit_llm.components.rope import Rotation
 
 
@@ -27,6 +28,8 @@ class RecurrentInputs(NamedTuple):
     runs_BT: Tensor | None
     """Number of changes of document up to each token; None for one document."""
     cache: RecurrentState | None
+    convolution: ConvolutionInputs | None = None
+    """Set only with a short convolution."""
 
 
 class RecurrentMixer(LayerPart):
@@ -43,11 +46,8 @@ class RecurrentMixer(LayerPart):
         if isinstance(mask.prefix, Tensor) or (mask.prefix or 0) > 1:
             raise ValueError(f"{self.causal_only}: a token cannot see later ones; leave its prefix causal")
         assert cache is None or mask.documents is None
-        documents_BT = None if mask.documents is None else mask.documents[0]
         # Backwards a row's padding comes first. Forwards it comes last, and no token sees it.
-        lengths_B = None if self.causal else mask.key_lengths
-        runs_BT = context.once("runs", lambda: document_runs(documents_BT, lengths_B, context.queries))
-        return RecurrentInputs(None, runs_BT, cache)
+        return RecurrentInputs(None, context.document_runs(padding=not self.causal), cache)
 
     def new_cache(self, rows: CacheRows) -> RecurrentState:
         return RecurrentState(rows.self_lengths)
@@ -102,18 +102,37 @@ class TwoWayMixer(RecurrentMixer):
     def mix_one_way(self, direction: nn.Module, projected: Sequence[Tensor], inputs: RecurrentInputs) -> Tensor:
         """Gated output of one direction, B x T x HV."""
 
+    def turned(self, inputs: RecurrentInputs) -> RecurrentInputs:
+        """The inputs of a row that is turned around."""
+        return inputs._replace(runs_BT=None if inputs.runs_BT is None else inputs.runs_BT.flip(1))
+
     def forward(self, x_BTD: Tensor, inputs: RecurrentInputs) -> Tensor:
         """B x T x D -> B x T x D."""
         projected = self.project(x_BTD)
         forwards, *backwards = self.directions
         mixed_BTV = self.mix_one_way(forwards, projected, inputs)
         for direction in backwards:
-            turned = [x.flip(1) for x in projected]
-            runs_BT = None if inputs.runs_BT is None else inputs.runs_BT.flip(1)
-            turned_BTV = self.mix_one_way(direction, turned, inputs._replace(runs_BT=runs_BT))
+            turned_BTV = self.mix_one_way(direction, [x.flip(1) for x in projected], self.turned(inputs))
             mixed_BTV = mixed_BTV + turned_BTV.flip(1)
         out_BTD: Tensor = self.out(mixed_BTV)
         return out_BTD
+
+
+class ConvolvedMixer(TwoWayMixer):
+    """A mixer whose queries, keys and values go through a short convolution, in each direction another one."""
+
+    def __init__(self, config: ResolvedConvolved, widths: Widths, causal: bool) -> None:
+        super().__init__(config, widths, causal)
+        self.form = config.form
+
+    def prepare(self, context: ForwardContext, cache: RecurrentState | None) -> RecurrentInputs:  # type: ignore[override]
+        states = None if cache is None else cache.convolution
+        convolution = convolution_inputs(context, self.form, self.causal, states)
+        return super().prepare(context, cache)._replace(convolution=convolution)
+
+    def turned(self, inputs: RecurrentInputs) -> RecurrentInputs:
+        inputs = super().turned(inputs)
+        return inputs._replace(convolution=ConvolutionInputs(neighbours_that_count(self.form, inputs.runs_BT)))
 
 
 def by_head(x_BTC: Tensor, heads: int) -> Tensor:

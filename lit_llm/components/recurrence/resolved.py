@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import Any, ClassVar, TypeVar
 
+from lit_llm.components.convolution.resolved import Form, convolution_state
 from lit_llm.components.part import (
     FLOAT32,
     CacheBytes,
@@ -21,6 +21,7 @@ from lit_llm.components.recurrence.config import RecurrentConfig
 from lit_llm.config.tree import KIND
 
 S = TypeVar("S", bound=RecurrentConfig)
+P = TypeVar("P", bound="ResolvedRecurrence")
 
 
 class ResolvedRecurrence(Part):
@@ -127,11 +128,6 @@ class ResolvedTwoWay(ResolvedRecurrence):
     def unscaled(self) -> tuple[str, ...]:
         return ("mixers with a state",)
 
-    @property
-    def convolved(self) -> int:
-        """Inputs of the short convolution that decoding keeps: all channels of the tokens before."""
-        return 0
-
     def shapes(self, widths: Widths) -> dict[str, TensorShape]:
         own = self.direction_shapes(widths)
         each = {f"directions.{n}.{name}": shape for n in range(self.directions) for name, shape in own.items()}
@@ -144,15 +140,6 @@ class ResolvedTwoWay(ResolvedRecurrence):
         """Entries of the scale of the norm over the heads' outputs."""
         return self.value_dim
 
-    def products(self, widths: Widths) -> int:
-        """Multiply-adds with matrices for each token. The convolution is no matrix product, like norms and gates."""
-        matrices = {name: shape for name, shape in self.shapes(widths).items() if len(shape) > 1}
-        return sum(math.prod(shape) for name, shape in matrices.items() if "convolution" not in name)
-
-    def cache_bytes(self, entry: int, encoder: bool, widths: Widths) -> CacheBytes:
-        """Bytes of the state in float32, and of the convolution's last inputs."""
-        return CacheBytes(states=FLOAT32 * self.state_entries + entry * self.convolved)
-
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
         # What the output matrix reads is kept once more where it is the sum of two directions.
         joined = example.row * self.value_width * precision.compute
@@ -161,6 +148,33 @@ class ResolvedTwoWay(ResolvedRecurrence):
     @abstractmethod
     def _kept_one_way(self, tokens: float, precision: Precision) -> float:
         """Bytes that one direction keeps for the backward pass, without the input of the output matrix."""
+
+
+class ResolvedConvolved(ResolvedTwoWay):
+    """A mixer whose queries, keys and values go through a short causal convolution with swish."""
+
+    convolution_bias: ClassVar[bool] = False
+
+    conv: int
+
+    @property
+    def form(self) -> Form:
+        """What the convolution computes."""
+        return Form(self.conv, residual=False, bias=self.convolution_bias, swish=True)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the convolution: queries, keys and values."""
+        return 2 * self.key_width + self.value_width
+
+    def direction_shapes(self, widths: Widths) -> dict[str, TensorShape]:
+        bias: dict[str, TensorShape] = {"convolution.bias": (self.channels,)} if self.convolution_bias else {}
+        return {"convolution.weight": (self.channels, self.conv), **bias}
+
+    def cache_bytes(self, entry: int, encoder: bool, widths: Widths) -> CacheBytes:
+        """Bytes of the state in float32, and of the convolution's last inputs."""
+        inputs = entry * convolution_state({"qkv": self.channels}, self.conv)
+        return super().cache_bytes(entry, encoder, widths) + CacheBytes(states=inputs)
 
 
 TWO_WAY: dict[str, Any] = {
@@ -180,6 +194,11 @@ def settings_of(section: type[S], values: dict[str, Any], defaults: Defaults) ->
     """The written settings and their defaults; `heads` defaults to the attention's."""
     settings = {key: value for key, value in values.items() if key != KIND}
     return section.model_validate({"heads": defaults.attention["heads"], **settings})
+
+
+def with_sizes(part: type[P], config: RecurrentConfig, head_dim: int, value_dim: int, **more: bool) -> P:
+    """The part with all settings of its section, with these sizes of a head and with `more` of its own fields."""
+    return part(**{**dict(config), "head_dim": head_dim, "value_dim": value_dim, **more})
 
 
 def divided(width: int, heads: int, name: str, key: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from lit_llm.components.part import FLOAT32, Defaults, Example, LayerComponent, Precision, TensorShape, Widths
-from lit_llm.components.recurrence.resolved import ResolvedRecurrence, divided, settings_of
+from lit_llm.components.recurrence.resolved import ResolvedRecurrence, divided, settings_of, with_sizes
 from lit_llm.components.retention.config import RetentionConfig, RetentionOverride
 
 
@@ -47,15 +47,7 @@ def resolve_retention(values: dict[str, Any], defaults: Defaults) -> ResolvedRet
     head_dim = config.head_dim or divided(defaults.width, config.heads, "d_model", "head_dim")
     if head_dim % 2:
         raise ValueError(f"RoPE rotates pairs, so head_dim {head_dim} must be even")
-    return ResolvedRetention(
-        heads=config.heads,
-        head_dim=head_dim,
-        value_dim=config.value_dim or head_dim,
-        gate_temperature=config.gate_temperature,
-        norm_eps=config.norm_eps,
-        rope_theta=config.rope_theta,
-        chunk=config.chunk,
-    )
+    return with_sizes(ResolvedRetention, config, head_dim, config.value_dim or head_dim)
 
 
 RETENTION = LayerComponent(
