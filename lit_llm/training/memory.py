@@ -167,8 +167,8 @@ def _precision(training: TrainingConfig) -> Precision:
         residual=BFLOAT16 if training.precision == "bf16_master" else FLOAT32,
         dropout_mask=1 if training.dropout else 0,
         feed_forward_mask=1 if training.feed_forward_dropout else 0,
-        # The mask, and the weights that are left.
-        dropped_weights=1 + compute if drops else 0,
+        # The mask, and the weights that are left; in bfloat16 these are kept anyway.
+        dropped_weights=drops * (1 + (compute if compute == FLOAT32 else 0)),
         # torch's kernel for a CPU has no dropout: weights before and after it, and the mask, are kept as numbers.
         dropped_in_kernel=3 * FLOAT32 if drops and training.execution.accelerator == "cpu" else 0,
     )
