@@ -15,13 +15,13 @@ from lit_llm.training.optimizers.shards import divided_as, local_rows
 
 class AveragedWeights(torch.optim.Optimizer):
     """
-    gradients ─ step of the optimiser ─▶ parameters ─ × share ─(+)─▶ average
-                                                         ▲──── × (1 - share) ────│
+    gradients ─ step of the optimiser ─▶ parameters ─ × share ───────(+)─▶ average
+                                         average ──── × (1 - share) ──┘
 
     The average is in the state, so that a resume continues from it. Of shared parameters a device averages its rows.
 
     The rules are those of `torch.optim.swa_utils`. Its AveragedModel reads a counter from the device at each step, and
-    copies the module, which sharded modules do not permit.
+    Lightning's callback around it does not support sharded models.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class AveragedWeights(torch.optim.Optimizer):
         self.steps = 0
         """Steps so far."""
         self.begun = False
-        """Whether there is an average; before, it has no meaning."""
+        """True once there is an average; before, its numbers have no meaning."""
         super().__init__(self.parameters, {})
         self.param_groups = stepper.param_groups
         self.averages = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.parameters]
