@@ -133,7 +133,9 @@ def test_a_checkpoint_goes_on_with_any_number_of_devices_and_any_strategy(tmp_pa
     cases = [
         Case(kind, training={"optimizer": {"kind": kind}}, within=1e-3 if kind == "muon" else 1e-5)
         for kind in optimizers
-    ] + [Case("masters", training={"precision": "bf16_master"}, within=1e-2)]
+    ]
+    averaged = {"weight_averaging": {"kind": "ema", "decay": 0.7}}
+    cases += [Case("masters", training={"precision": "bf16_master", **averaged}, within=1e-2)]
     written = [Run(case, "fsdp", tmp_path / case.name, 3) for case in cases]
     written.append(Run(cases[0], "ddp", tmp_path / "ddp", 3))
     for run in written:
