@@ -136,6 +136,12 @@ class Precision:
     """Bytes of an entry of the residual stream."""
     dropout_mask: int
     """Bytes of dropout's mask per entry: CUDA's kernel keeps one (a CPU's a number); 0 without dropout."""
+    feed_forward_mask: int = 0
+    """Bytes of the mask per hidden entry of a feed-forward network, likewise."""
+    dropped_weights: int = 0
+    """Bytes kept for each weight of an attention that drops some, where its scores are a tensor anyway."""
+    dropped_in_kernel: int = 0
+    """The same where a fused kernel computes it: 0 on a GPU, where kernels draw again."""
     flex: bool = False
     """Whether FlexAttention computes masked attention in training; it keeps blocks of a mask, and no scores."""
 
@@ -155,6 +161,8 @@ class Part(Section):
     reads_marked: ClassVar[str] = ""
     """Name of the part for messages, where it reads the row's first tokens as a source; '' otherwise. The objective has
     to mark these tokens."""
+    drops: ClassVar[tuple[str, ...]] = ()
+    """Keys of `training` that drop entries inside of it; `dropout` acts on its output."""
     not_compiled: ClassVar[str] = ""
     """Reason why its module does not compile to one graph; '' where it does."""
     training_only: ClassVar[tuple[str, ...]] = ()

@@ -27,7 +27,7 @@ from lit_llm.objectives.config import (
     misfit,
 )
 from lit_llm.training.config import DistillConfig, TrainingConfig
-from lit_llm.training.optimizers.multipliers import optimizer_problem
+from lit_llm.training.optimizers.multipliers import group_problems, optimizer_problem
 
 
 def _micro_batch_problems(training: TrainingConfig, batch_size: int) -> Iterator[tuple[str, str]]:
@@ -132,9 +132,16 @@ def _prefix_problems(stage: str, masks: MasksConfig, model: ModelConfig) -> Iter
         yield f"{stage}.masks.prefix", message
 
 
-def _sharding_problems(stage: str, training: TrainingConfig, model: ModelConfig) -> Iterator[tuple[str, str]]:
-    execution = training.execution
-    if execution.ranks > 1 and execution.strategy == "fsdp" and resolve_model(model).tie_layers:
+def _training_problems(stage: str, training: TrainingConfig, model: ModelConfig) -> Iterator[tuple[str, str]]:
+    resolved, execution = resolve_model(model), training.execution
+    if problem := optimizer_problem(model.parametrization, training.optimizer):
+        yield f"{stage}.training.optimizer", problem
+    for key, message in group_problems(resolved, training.optimizer):
+        yield f"{stage}.training.optimizer.{key}", message
+    for key in ("attention_dropout", "feed_forward_dropout"):
+        if getattr(training, key) and not any(key in part.drops for part in resolved.parts):
+            yield f"{stage}.training.{key}", "no part of this model's layers has it; leave it out"
+    if execution.ranks > 1 and execution.strategy == "fsdp" and resolved.tie_layers:
         message = "fsdp gathers the parameters of one layer at a time, and tied layers are two; use `strategy: ddp`"
         yield f"{stage}.training.execution.strategy", message
 
@@ -180,8 +187,7 @@ class Pretrained(Section):
             yield "model.vocabulary", message
         if problem := misfit(objective, family):
             yield "pretrain.objective", problem
-        if problem := optimizer_problem(self.model.parametrization, self.pretrain.training.optimizer):
-            yield "pretrain.training.optimizer", problem
+        yield from _training_problems("pretrain", self.pretrain.training, self.model)
         if isinstance(objective, CausalLM) and (part := resolve_model(self.model).reads_marked):
             message = (
                 f"causal_lm has no source for {part} to read, and a window that were its own source would "
@@ -189,7 +195,6 @@ class Pretrained(Section):
             )
             yield "pretrain.objective", message
         yield from _prefix_problems("pretrain", self.pretrain.masks, self.model)
-        yield from _sharding_problems("pretrain", self.pretrain.training, self.model)
         if self.adapt is not None:
             yield from _adaptation_problems(self, self.adapt)
 
@@ -366,9 +371,7 @@ class Experiment(Pretrained):
             findings += self._needs_text()
         if self.finetune is not None:
             findings += _prefix_problems("finetune", self.finetune.masks, self.model)
-            if problem := optimizer_problem(self.model.parametrization, self.finetune.training.optimizer):
-                findings.append(("finetune.training.optimizer", problem))
-            findings += _sharding_problems("finetune", self.finetune.training, self.model)
+            findings += _training_problems("finetune", self.finetune.training, self.model)
         if self.evaluate is not None:
             problems = self.evaluate.problems(self.pretrain.data.sequence_length)
             findings += [(f"evaluate.{key}", message) for key, message in problems]

@@ -6,10 +6,14 @@ The single source of numbers of parameters, of the optimiser's bytes, and of ada
 from __future__ import annotations
 
 import math
+import re
 
 from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.part import TensorShape
 from lit_llm.models.resolve import Layer, ResolvedModel
+
+OF_LAYER = re.compile(r"(?:encoder|decoder)\.(?:layers\.(\d+)|future\.\d+)\.(\w+)\.(.+)")
+"""A parameter of a layer: the layer's number, a module in it, and the name in the module."""
 
 
 def parameter_shapes(model: ResolvedModel) -> dict[str, TensorShape]:

@@ -6,7 +6,6 @@ optimisers. m is a width over the base model's, l a stack's layers over the base
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -14,7 +13,7 @@ from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.components.initialisation.config import FixedStd
 from lit_llm.components.part import MatrixKind, Part, TensorShape
 from lit_llm.components.residual.config import DeepNorm, deepnorm
-from lit_llm.models.parameters import parameter_shapes
+from lit_llm.models.parameters import OF_LAYER, parameter_shapes
 from lit_llm.models.resolve import ResolvedModel, resolve_model
 
 if TYPE_CHECKING:
@@ -52,9 +51,6 @@ def parameter_roles(model: ResolvedModel) -> dict[str, ParameterRole]:
     return {name: _role(name, shape, model) for name, shape in parameter_shapes(model).items()}
 
 
-_OF_LAYER = re.compile(r"(?:encoder|decoder)\.(?:layers\.(\d+)|future\.\d+)\.(\w+)\.(.+)")
-
-
 def _role(name: str, shape: TensorShape, model: ResolvedModel) -> ParameterRole:
     rules = model.parametrization
     side = "encoder" if name.startswith("encoder") or model.family == "encoder_only" else "decoder"
@@ -63,7 +59,7 @@ def _role(name: str, shape: TensorShape, model: ResolvedModel) -> ParameterRole:
         return ParameterRole("embedding", shape, outputs=width)
     if name == "output.weight":
         return ParameterRole("output", shape, inputs=width)
-    if (match := _OF_LAYER.fullmatch(name)) is None:
+    if (match := OF_LAYER.fullmatch(name)) is None:
         return ParameterRole(_kind_outside(name, shape, model), shape, width, width, side=side)
     layers = getattr(model, side)
     part, depth = layers[int(match[1] or -1)].part(match[2]), rules.depth_multiplier(len(layers))

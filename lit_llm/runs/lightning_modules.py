@@ -64,6 +64,10 @@ class LitExperiment(LitModel):
         if training.precision == "bf16_master":
             message = "bf16_master keeps its trained weights in the optimiser, where this module cannot show them"
             raise InputError(Problem(f"{message}; use bf16 or fp32, or `lit-llm run`", f"{stage}.training.precision"))
+        if training.weight_averaging is not None:
+            message = "keeps its average in the optimiser, where this module cannot show it"
+            advice = "use `lit-llm run`, or Lightning's callback EMAWeightAveraging"
+            raise InputError(Problem(f"{message}; {advice}", f"{stage}.training.weight_averaging"))
         super().__init__(build_model(experiment.model, experiment.seed).train(), training, experiment.seed)
         vary = lengths_vary(experiment, stage)
         use_kernels(self.model, training.execution.kernels, torch.cuda.is_available(), vary)

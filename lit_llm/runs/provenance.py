@@ -59,7 +59,7 @@ def provenance(
 
     data, training = experiment.section(stage).data, experiment.section(stage).training
     execution = training.execution
-    cut_matters = training.dropout > 0 or training.precision == "bf16_master"
+    cut_matters = training.draws or training.precision == "bf16_master"
     cut_matters |= any(part.depends_on_cut for part in resolve_model(experiment.model).parts)
     cut_matters &= not evaluates
     packed = isinstance(data, InstructionConfig) and data.packing == "greedy"

@@ -69,6 +69,8 @@ def _lengths(arm: Experiment, by: By, wanted: float) -> list[Experiment]:
         ratio = steps / training.max_steps
         schedule = training.schedule.scaled(ratio)
         keys = {"max_steps": steps, "schedule": schedule.model_dump(mode="json")}
+        if (averaging := training.weight_averaging) is not None:
+            keys["weight_averaging"] = averaging.scaled(ratio).model_dump(mode="json")
         moved = at("pretrain.training", tree(keys))
         if alone:
             moved = merge(moved, at("adapt.warmup_steps", tree(max(1, min(steps - 1, round(alone * ratio))))))

@@ -10,7 +10,10 @@ from lit_llm.studies.load import SearchedKeys
 from lit_llm.sweeps.schema import Sweep
 from lit_llm.sweeps.space import ArmSpace, Dimension, Point
 
-_FREE = ("optimizer", "schedule", "clip_norm", "z_loss", "dropout", "stability")
+_FREE = (
+    *("optimizer", "schedule", "clip_norm", "z_loss", "stability"),
+    *("dropout", "attention_dropout", "feed_forward_dropout", "weight_averaging"),
+)
 """Sections of `pretrain.training` on which no budget depends."""
 _HALVINGS = 40
 """Most bisection steps to the last value of a range that the constraints permit."""

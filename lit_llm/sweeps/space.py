@@ -196,13 +196,22 @@ class ArmSpace:
                     continue
             message = f"the default setting of the arm {self.arm.name} is none of these; it is always tried, so add it"
             return Problem(message, where, dimension.location)
-        value = self._arm_values.get(dimension.paths[0])
+        value = self._arm_value(dimension.paths[0])
         if problem := dimension.problem(value):
             wrong = problem if value is not None else "it is not set"
             always = f"in the arm {self.arm.name}, whose default setting is always tried"
             message = f"{always}, {wrong}; widen it or set `base`"
             return Problem(message, where, dimension.location)
         return dimension.stored(value)
+
+    def _arm_value(self, path: str) -> Any:
+        """The arm's value at a path; None where it has none. A dump leaves out some defaults, which sections have."""
+        if path in self._arm_values:
+            return self._arm_values[path]
+        value: Any = self.arm.experiment
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
+        return value
 
     @cached_property
     def _arm_values(self) -> Mapping[str, Any]:

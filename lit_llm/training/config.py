@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from lit_llm.config.section import Section, config_error
+from lit_llm.training.averaging import WeightAveraging
 from lit_llm.training.optimizers.config import AdamW, Optimizer
 from lit_llm.training.schedules import Cosine, Schedule
 
@@ -107,6 +108,15 @@ class TrainingConfig(Section):
     """Share of entries set to zero, on embeddings and on the output of each attention and feed-forward network before
     it is added. The entries depend on the seed, the step and the micro-batch: with dropout, another micro_batch_size
     is another draw."""
+    attention_dropout: float = Field(0.0, ge=0, lt=1, exclude_if=lambda value: not value)
+    """Share of attention weights set to zero after the softmax, as in T5, drawn like `dropout`. torch's kernels compute
+    the attention then: not blocks of queries, and not FlexAttention. On a CPU they keep all weights of a layer."""
+    feed_forward_dropout: float = Field(0.0, ge=0, lt=1, exclude_if=lambda value: not value)
+    """Share of a feed-forward network's hidden entries set to zero before its last matrix, as in T5, drawn like
+    `dropout`. In experts too."""
+    weight_averaging: WeightAveraging | None = Field(None, exclude_if=lambda value: value is None)
+    """Average of the weights over steps, in float32: `ema`, or `{kind: last_k, k: 5, every: 100}`. It is what the stage
+    saves. Evaluations during the training, and val/ metrics, are of the average as soon as there is one."""
     precision: Literal["fp32", "bf16", "bf16_master"] = "fp32"
     """bf16: matrix products in bfloat16, parameters and sums in float32. bf16_master: parameters, gradients and
     activations in bfloat16, the loss in float32; the optimiser updates float32 copies of the parameters, which are the
@@ -120,9 +130,19 @@ class TrainingConfig(Section):
     def _fits(self) -> TrainingConfig:
         if problem := self.schedule.problem(self.max_steps):
             raise config_error((f"schedule.{problem[0]}", problem[1]))
+        if self.weight_averaging is not None and (problem := self.weight_averaging.problem(self.max_steps)):
+            raise config_error((f"weight_averaging.{problem[0]}", problem[1]))
+        if self.attention_dropout and self.execution.kernels == "flex":
+            message = "FlexAttention has no dropout of attention weights; set kernels to auto in all arms"
+            raise config_error(("execution.kernels", f"{message}, or attention_dropout to 0"))
         if obstacle := self.sharding_obstacle:
             raise config_error(("execution.strategy", obstacle))
         return self
+
+    @property
+    def draws(self) -> bool:
+        """True where a step drops entries, which are drawn for each micro-batch."""
+        return bool(self.dropout or self.attention_dropout or self.feed_forward_dropout)
 
     @property
     def sharding_obstacle(self) -> str:

@@ -219,3 +219,10 @@ def shard(model: LanguageModel, mesh: torch.distributed.device_mesh.DeviceMesh) 
 def is_sharded(model: LanguageModel) -> bool:
     """True for a model whose parameters are divided among devices."""
     return isinstance(model, FSDPModule)
+
+
+def discard_gathered(model: LanguageModel) -> None:
+    """Free parameters that a sharded model has gathered, so that it gathers them again after they have changed."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

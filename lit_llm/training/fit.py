@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -263,11 +263,12 @@ class MetricsLogger(L.Callback):
     def _evaluate(self, trainer: L.Trainer, lit: LitModel, last: bool) -> None:
         """Evaluate. last: the weights that are saved, by the final evaluation."""
         began = time.perf_counter()
-        model, evaluate = (lit.trained_model(), self.final) if last else (lit.model, self.evaluate)
-        model.eval()
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            self.evaluated = evaluate(model)
-        model.train()
+        evaluate = self.final if last else self.evaluate
+        with nullcontext(lit.trained_model()) if last else lit.averaged() as model:
+            model.eval()
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                self.evaluated = evaluate(model)
+            model.train()
         self.evaluation_seconds += time.perf_counter() - began
 
     def end_here(self, trainer: L.Trainer, lit: LitModel) -> None:

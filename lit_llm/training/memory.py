@@ -8,6 +8,9 @@ counted roughly. Masks of a visible prefix and of merged layers are not counted,
 for all sequences together: at 2,048 tokens, d_model 96 and one sequence up to 45% of what is kept. FlexAttention's
 masks of windows, caps and ALiBi are counted; those of prefixes and documents, a byte per pair of tokens and row, are
 not.
+
+Dropout of attention weights takes no memory in the fused kernels of a GPU. A CPU keeps all weights of a layer, which
+are counted with `accelerator: cpu`.
 """
 
 from __future__ import annotations
@@ -26,14 +29,14 @@ from lit_llm.training.optimizers.config import Optimizer
 
 
 def state_bytes(model: ResolvedModel, training: TrainingConfig) -> float:
-    """Bytes of parameters, gradients and the optimiser's state.
+    """Bytes of parameters, gradients, the optimiser's state and the average of the weights.
 
     Parameters and gradients are in float32; with bf16 autocast's copies of the matrices are added. With bf16_master
     both are in bfloat16, and the float32 masters take the bytes that this saves.
     """
     parameters, optimizer = count_parameters(model), training.optimizer
     kept = 2.0 * parameters.total * FLOAT32  # or 2 + 2 + 4 bytes
-    kept += optimizer_bytes(model, optimizer)
+    kept += optimizer_bytes(model, optimizer) + average_bytes(model, training)
     # Only the unembedding, among the vocabulary's matrices, is in a matrix product.
     multiplied = parameters.non_embedding + model.vocabulary * model.d_model
     return kept + (multiplied * BFLOAT16 if training.precision == "bf16" else 0)
@@ -47,7 +50,8 @@ def sharded_state_bytes(model: ResolvedModel, training: TrainingConfig, devices:
     whole gradient is kept until the last. With bf16 autograd keeps a copy of every matrix for the backward pass.
     """
     parameters = count_parameters(model)
-    part = (2.0 * parameters.total * FLOAT32 + optimizer_bytes(model, training.optimizer)) / devices
+    states = optimizer_bytes(model, training.optimizer) + average_bytes(model, training)
+    part = (2.0 * parameters.total * FLOAT32 + states) / devices
     blocks = block_parameters(model)
     gathered = parameters.total - sum(blocks) + sum(sorted(blocks)[-2:])
     number = BFLOAT16 if training.precision == "bf16_master" else FLOAT32
@@ -73,14 +77,19 @@ def optimizer_bytes(model: ResolvedModel, optimizer: Optimizer) -> float:
     return sum(optimizer.state_bytes(*matrix_of(shape), name not in outside) for name, shape in shapes.items())
 
 
+def average_bytes(model: ResolvedModel, training: TrainingConfig) -> float:
+    """Bytes of the average of the weights; 0 without one."""
+    return 0.0 if training.weight_averaging is None else weights_bytes(model)
+
+
 def weights_bytes(model: ResolvedModel) -> float:
     """Bytes of the weights that are saved at the end, in float32."""
     return float(count_parameters(model).total * FLOAT32)
 
 
 def checkpoint_bytes(model: ResolvedModel, training: TrainingConfig) -> float:
-    """Bytes of a checkpoint: parameters and the optimiser's state."""
-    return weights_bytes(model) + optimizer_bytes(model, training.optimizer)
+    """Bytes of a checkpoint: parameters, the optimiser's state and the average of the weights."""
+    return weights_bytes(model) + optimizer_bytes(model, training.optimizer) + average_bytes(model, training)
 
 
 Shared = Literal["ddp", "fsdp"]
@@ -157,11 +166,18 @@ def output_gradient_bytes(model: ResolvedModel) -> float:
 
 
 def _precision(training: TrainingConfig) -> Precision:
+    compute = FLOAT32 if training.precision == "fp32" else BFLOAT16
+    drops = training.attention_dropout > 0
     return Precision(
-        compute=FLOAT32 if training.precision == "fp32" else BFLOAT16,
+        compute=compute,
         residual=BFLOAT16 if training.precision == "bf16_master" else FLOAT32,
         dropout_mask=1 if training.dropout else 0,
         flex=training.execution.kernels == "flex",
+        feed_forward_mask=1 if training.feed_forward_dropout else 0,
+        # The mask, and the weights that are left; in bfloat16 these are kept anyway.
+        dropped_weights=drops * (1 + (compute if compute == FLOAT32 else 0)),
+        # torch's kernel for a CPU has no dropout: weights before and after it, and the mask, are kept as numbers.
+        dropped_in_kernel=3 * FLOAT32 if drops and training.execution.accelerator == "cpu" else 0,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.feed_forward.module import FeedForward
 from lit_llm.components.liger import liger_kernels
 from lit_llm.components.loss.module import Losses, LossWeights, Teacher, target_loss
 from lit_llm.config.metrics import GRAD_NORM, LEARNING_RATE, LOSSES_AHEAD, TEACHER_DIVERGENCE, TRAIN_LOSS
@@ -23,7 +24,8 @@ from lit_llm.models.stacks import Stack
 from lit_llm.objectives.collate import Batch, causal_text
 from lit_llm.training.balance import ExpertBalance, ExpertLoad
 from lit_llm.training.config import DistillConfig, TrainingConfig
-from lit_llm.training.devices import is_sharded, shard
+from lit_llm.training.devices import discard_gathered, is_sharded, shard
+from lit_llm.training.optimizers.averaged_weights import AveragedWeights
 from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 from lit_llm.training.optimizers.master_weights import MasterWeights, masters_of
 from lit_llm.training.optimizers.shards import whole
@@ -97,8 +99,12 @@ class LitModel(L.LightningModule):
                 module.recompute = training.execution.activation_checkpointing
             elif isinstance(module, DotProduct):
                 module.reference = training.execution.kernels == "reference"
+                module.dropout = training.attention_dropout
+            elif isinstance(module, FeedForward):
+                module.dropout = training.feed_forward_dropout
         # In a tuple, so that they are not submodules, which would be wrapped, and saved twice.
         self._masters = (masters_of(model),) if training.precision == "bf16_master" else ()
+        self._average: AveragedWeights | None = None
 
     @property
     def trainer_options(self) -> dict[str, Any]:
@@ -122,14 +128,43 @@ class LitModel(L.LightningModule):
                 shard(model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        config = self.training_config.optimizer
-        if not self._masters:
-            return build_optimizer(config, self.model)
-        masters = self._masters[0].to(self.device)
-        return MasterWeights(self.model, masters, build_optimizer(config, masters))
+        config = self.training_config
+        trained = self._masters[0].to(self.device) if self._masters else self.model
+        optimizer = build_optimizer(config.optimizer, trained)
+        if config.weight_averaging is not None:
+            parameters = list(trained.parameters())
+            optimizer = AveragedWeights(parameters, optimizer, config.weight_averaging, config.max_steps)
+            self._average = optimizer
+        return MasterWeights(self.model, trained, optimizer) if self._masters else optimizer
+
+    @contextmanager
+    def averaged(self) -> Iterator[LanguageModel]:
+        """The model with the average of its weights inside of this context, where the training has one."""
+        if self._average is None:
+            yield self.model
+            return
+        try:
+            with self._average.in_parameters():
+                self._read_parameters()
+                yield self.model
+        finally:
+            self._read_parameters()
+
+    def _read_parameters(self) -> None:
+        """Make the model compute with parameters that were set outside of a step."""
+        discard_gathered(self.model)
+        optimizer = self.trainer.optimizers[0]
+        if isinstance(optimizer, MasterWeights):
+            optimizer.round()
 
     def trained_model(self) -> LanguageModel:
-        """The model with the weights that are saved at the end, in float32. Training cannot go on after this."""
+        """The model with the weights that are saved at the end, in float32. Training cannot go on after this.
+
+        These are the average, where the training has one.
+        """
+        if self._average is not None:
+            self._average.take()
+            discard_gathered(self.model)
         for masters in self._masters:
             for buffer, trained in zip(masters.buffers(), self.model.buffers(), strict=True):
                 buffer.copy_(trained)
@@ -255,7 +290,7 @@ class LitModel(L.LightningModule):
     def _dropout(self, micro_batch: int) -> Iterator[None]:
         """Seed dropout by (seed, step, micro-batch, rank), so that resumes are exact and arms of equal shapes are
         paired."""
-        if not self.training_config.dropout:
+        if not self.training_config.draws:
             yield
             return
         # Dropout draws from the global generators, whose state is restored for other users.

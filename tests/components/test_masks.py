@@ -91,7 +91,7 @@ def test_documents_cut_a_full_mask_and_padding_stays_unread():
     assert_close(out, dense(q, k, v, same_document(documents.tolist(), documents.tolist()) & real))
 
 
-def written_out(q, k, v, attn_mask, scale, enable_gqa):
+def written_out(q, k, v, attn_mask, dropout_p, scale, enable_gqa):
     """What a kernel may do that knows of no special case: NaN for a query without any key."""
     assert not enable_gqa
     assert scale is None

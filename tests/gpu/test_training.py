@@ -110,6 +110,8 @@ RESUMED = {
     "plain": [],
     "micro_batches": ["pretrain.training.execution.micro_batch_size=3"],
     "workers_bf16": ["pretrain.training.execution.workers=2", "pretrain.training.precision=bf16"],
+    "dropout inside": ["pretrain.training.attention_dropout=0.2", "pretrain.training.feed_forward_dropout=0.2"],
+    "average": ["pretrain.training.weight_averaging=ema", "pretrain.training.precision=bf16_master"],
     "dropout": ["pretrain.training.dropout=0.2", "pretrain.training.execution.activation_checkpointing=true"],
     "masters_muon": ["pretrain.training.precision=bf16_master", "pretrain.training.optimizer=muon"],
     "adafactor": ["pretrain.training.optimizer=adafactor"],

@@ -6,6 +6,8 @@ import transformers
 
 from lit_llm.generation import generate
 from lit_llm.huggingface import export_folder, import_checkpoint
+from lit_llm.training.config import TrainingConfig
+from lit_llm.training.module import LitModel
 from tests.huggingface.small_peers import (
     BOS,
     BOTH,
@@ -195,3 +197,31 @@ def test_stacks_of_local_or_of_global_layers_alone(name, kinds, tmp_path):
 def peer_rope(name, theta):
     one = {"rope_type": "default", "rope_theta": theta}
     return one if name == "t5gemma" else {LOCAL: one, GLOBAL: {**one, "rope_theta": 7 * theta}}
+
+
+def test_all_dropouts_together_are_those_of_t5(tmp_path):
+    """transformers draws in the same order from the same generator. Its stacks also drop what leaves their last norm,
+    which ours do not; that is switched off here.
+    """
+
+    class OnEmbeddings(torch.nn.Dropout):
+        def forward(self, x):
+            self.calls = getattr(self, "calls", 0) + 1
+            return super().forward(x) if self.calls % 2 else x
+
+    theirs = peer("t5", dropout_rate=0.3)
+    _, ours = imported(theirs, tmp_path)
+    for stack in (theirs.encoder, theirs.decoder):
+        stack.dropout = OnEmbeddings(0.3)
+    rates = dict.fromkeys(("dropout", "attention_dropout", "feed_forward_dropout"), 0.3)
+    LitModel(ours, TrainingConfig.model_validate({"max_steps": 1, **rates}))
+    source, target = ids(2, 9), ids(2, 7, seed=1)
+    logits = []
+    for model in (theirs, ours):
+        model.double().train()
+        torch.manual_seed(5)
+        logits.append(
+            theirs(input_ids=source, decoder_input_ids=target).logits if model is theirs else ours(source, target)
+        )
+    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-4)  # transformers has float32 inside
+    assert not torch.allclose(logits[1], ours.eval()(source, target))

@@ -26,6 +26,7 @@ from lit_llm.training.memory import (
     state_bytes,
     training_bytes,
 )
+from lit_llm.training.module import LitModel
 from tests.tiny_models import build, ids, resolved
 
 BOUND = 0.03
@@ -329,6 +330,37 @@ def test_dropout_keeps_a_byte_for_each_entry_that_it_decides_about(family, check
     if checkpointing:  # of two layers one at a time; the decoder's is the larger
         found = 96 * (source + target + target * (3 if family == "redllm" else 2))
     assert with_dropout - without == found
+
+
+@pytest.mark.parametrize(
+    ("place", "option"),
+    [("feed_forward", "feed_forward.activation=gelu"), ("feed_forward", ""), ("attention", "attention.softcap=5.0")],
+)
+def test_dropout_inside_a_part_keeps_its_mask_and_what_is_left(place, option, monkeypatch):
+    """Judge: CUDA's kernel. Of hidden entries what is left takes the place of what was; weights are kept for both."""
+    monkeypatch.setattr(
+        torch.nn.functional, "dropout", lambda x, p=0.0, *_, **__: torch.native_dropout(x, p, True)[0] if p else x
+    )
+    model = build("decllm", *WIDE, *filter(None, [option]), double=False).train()
+    plain = kept_bytes(model, 0, 40, 40)
+    rates = {f"{place}_dropout": 0.1}
+    LitModel(model, TrainingConfig(max_steps=1, **rates))
+    found = kept_bytes(model, 0, 40, 40) - plain
+    with_dropout, without = (
+        activation_bytes(model.config, TrainingConfig(max_steps=1, **more), Shape(0, 40, 40)) for more in (rates, {})
+    )
+    assert with_dropout - without == found == 2 * 40 * (256 if place == "feed_forward" else 3 * 40 * 5)
+
+
+def test_on_a_cpu_dropout_of_weights_keeps_them_all():
+    model = build("decllm", *WIDE, double=False).train()
+    plain = kept_bytes(model, 0, 160, 160)
+    rates = {"attention_dropout": 0.1, "execution": {"accelerator": "cpu"}}
+    config = TrainingConfig.model_validate({"max_steps": 1, **rates})
+    LitModel(model, config)
+    found, counted = kept_bytes(model, 0, 160, 160), activation_bytes(model.config, config, Shape(0, 160, 160))
+    assert found > 1.2 * plain
+    assert counted == pytest.approx(found, rel=0.03)
 
 
 def test_masters_take_four_bytes_and_spare_two_each_for_parameter_and_gradient():

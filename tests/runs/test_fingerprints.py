@@ -104,6 +104,10 @@ def test_the_order_of_keys_and_one_against_one_point_zero_do_not_matter():
         "pretrain.training.precision=bf16",
         "pretrain.training.precision=bf16_master",
         "pretrain.training.dropout=0.1",
+        "pretrain.training.attention_dropout=0.1",
+        "pretrain.training.feed_forward_dropout=0.1",
+        "pretrain.training.weight_averaging=ema",
+        "pretrain.training.optimizer.lr_groups.embeddings=0.1",
         "pretrain.training.z_loss=0",
         "pretrain.data.sequence_length=64",
         "pretrain.data.batch_size=8",
@@ -157,7 +161,13 @@ def test_how_the_machine_does_it_is_not_in_the_name(fingerprint, override):
 
 @pytest.mark.parametrize(
     ("override", "same"),
-    [("training.dropout=0", True), ("training.dropout=0.1", False), ("training.precision=bf16_master", False)],
+    [
+        ("training.dropout=0", True),
+        ("training.dropout=0.1", False),
+        ("training.attention_dropout=0.1", False),
+        ("training.feed_forward_dropout=0.1", False),
+        ("training.precision=bf16_master", False),
+    ],
 )
 def test_another_micro_batch_is_another_origin_where_it_changes_the_result(override, same):
     def origin(size):

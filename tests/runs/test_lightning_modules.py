@@ -194,6 +194,8 @@ def test_an_adaptation_is_refused_since_its_weights_are_in_other_runs() -> None:
 def test_master_weights_are_refused_since_the_model_has_only_their_bfloat16_copies() -> None:
     with pytest.raises(InputError, match=r"pretrain.training.precision: bf16_master keeps .*; use bf16 or fp32"):
         LitExperiment(load_experiment("decllm-tiny", ["pretrain.training.precision=bf16_master"]))
+    with pytest.raises(InputError, match=r"pretrain.training.weight_averaging: keeps .*callback EMAWeightAveraging"):
+        LitExperiment(load_experiment("decllm-tiny", ["pretrain.training.weight_averaging=ema"]))
 
 
 def test_kernels_are_those_of_a_run_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:

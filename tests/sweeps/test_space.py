@@ -412,3 +412,8 @@ def test_a_value_of_the_file_is_possible_exactly_where_the_grid_has_it(only):
     assert [n for n in range(400) if found.problem(n) is None] == list(range(64, 257, 24))
     rate = only(space(**{DROPOUT: "{uniform: [0.0, 0.9], step: 0.3}"})).dimensions[0]
     assert [n for n in range(-10, 110) if rate.problem(n / 100) is None] == [0, 30, 60, 90]
+
+
+def test_a_default_that_a_dump_leaves_out_is_the_arms_setting(only):
+    key = "pretrain.training.attention_dropout"
+    assert only(space(**{key: "{uniform: [0.0, 0.3]}"})).default_point == {key: 0.0}

@@ -48,7 +48,7 @@ def test_the_gradient_is_the_same_bit_for_bit(case: str, dropout: float) -> None
     """Masks are made once and found again by the second computation; dropout drops the same entries in it."""
     torch.set_num_threads(1)
     family, batch = BATCHES[case]
-    options = {"dropout": dropout, "z_loss": 1e-4}
+    options = {"dropout": dropout, "attention_dropout": dropout, "feed_forward_dropout": dropout, "z_loss": 1e-4}
     keys, recomputing = OVERRIDES.get(case, []), {"activation_checkpointing": True, "micro_batch_size": 8}
     _, plain = stepped(family, batch(), *keys, **options)
     _, found = stepped(family, batch(), *keys, **options, execution=recomputing)

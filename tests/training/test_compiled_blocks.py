@@ -235,7 +235,8 @@ def test_dropout_drops_the_eager_entries_with_checkpointing_too(checkpointing: b
     found = []
     for compiled in (False, True):
         model = build("decllm", "norm.scale=true")
-        config = {"max_steps": 1, "dropout": 0.3, "execution": {"activation_checkpointing": checkpointing}}
+        rates = dict.fromkeys(("dropout", "attention_dropout", "feed_forward_dropout"), 0.3)
+        config = {"max_steps": 1, **rates, "execution": {"activation_checkpointing": checkpointing}}
         LitModel(model, TrainingConfig.model_validate(config))
         if compiled:
             compile_blocks(model, True, CompileCounterWithBackend("aot_eager"))

@@ -39,6 +39,7 @@ FEW = [
     Case("muon", "redllm-tiny", training={"optimizer": {"kind": "muon"}}, within=1e-3, strategies=("fsdp",)),
     Case("factored", training={"optimizer": {"kind": "adafactor_factored", "weight_decay": 0.1}}, strategies=("fsdp",)),
     Case("masters", training={"precision": "bf16_master"}, within=1e-2, strategies=("fsdp",)),
+    Case("average", "redllm-tiny", training={"weight_averaging": {"kind": "ema", "decay": 0.7}}),
 ]
 """Those of the fast suite."""
 MANY = [
@@ -68,6 +69,11 @@ MANY = [
     Case("8_bit", training={"optimizer": {"kind": "adamw_8bit"}}, strategies=("ddp",)),
     Case("masters", training={"precision": "bf16_master"}, within=1e-2, strategies=("ddp",)),
     Case("masters_muon", training={"precision": "bf16_master", "optimizer": {"kind": "muon"}}, within=1e-2),
+    Case(
+        "average_of_masters",
+        training={"precision": "bf16_master", "weight_averaging": {"kind": "last_k", "k": 2, "every": 2}},
+        within=1e-2,
+    ),
     Case("bf16", training={"precision": "bf16"}, within=1e-2),
     Case("teacher", "redllm-tiny", distill=True),
     Case("rezero_mup", model=("model.residual=rezero", "model.parametrization={kind: mup, base_width: 8}")),
@@ -127,7 +133,9 @@ def test_a_checkpoint_goes_on_with_any_number_of_devices_and_any_strategy(tmp_pa
     cases = [
         Case(kind, training={"optimizer": {"kind": kind}}, within=1e-3 if kind == "muon" else 1e-5)
         for kind in optimizers
-    ] + [Case("masters", training={"precision": "bf16_master"}, within=1e-2)]
+    ]
+    averaged = {"weight_averaging": {"kind": "ema", "decay": 0.7}}
+    cases += [Case("masters", training={"precision": "bf16_master", **averaged}, within=1e-2)]
     written = [Run(case, "fsdp", tmp_path / case.name, 3) for case in cases]
     written.append(Run(cases[0], "ddp", tmp_path / "ddp", 3))
     for run in written:

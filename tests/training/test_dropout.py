@@ -6,12 +6,17 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
+from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.feed_forward.module import FeedForward
+from lit_llm.components.masks import AttentionMask, KernelMask
 from lit_llm.config.problems import InputError
 from lit_llm.evaluation.final import FinalEvaluation
 from lit_llm.evaluation.likelihood import Validation
@@ -191,3 +196,100 @@ def test_a_run_draws_from_its_own_seed_once_for_each_micro_batch(
 def test_a_dropout_outside_its_range_is_refused_by_its_key(value: str) -> None:
     with pytest.raises(InputError, match=r"pretrain\.training\.dropout: .*(less than 1|greater than or equal to 0)"):
         load_experiment("decllm-tiny", [f"pretrain.training.dropout={value}"])
+
+
+# --- inside attention and feed-forward -------------------------------------------------------------------------------
+
+TOKENS = 128
+"""Tokens of the rows below, as many as a head has entries."""
+DOCUMENTS = torch.tensor([[0] * 50 + [1] * 78, [0] * TOKENS])
+MASKS: dict[str, AttentionMask] = {
+    "causal": AttentionMask(causal=True),
+    "prefix": AttentionMask(causal=True, prefix=8),
+    "prefixes": AttentionMask(causal=True, prefix=torch.tensor([3, 9])),
+    "full": AttentionMask(),
+    "padding": AttentionMask(key_lengths=torch.tensor([TOKENS, 13])),
+    "documents": AttentionMask(causal=True, documents=(DOCUMENTS, DOCUMENTS)),
+    "document without keys": AttentionMask(documents=(DOCUMENTS, DOCUMENTS + torch.tensor([[0], [1]]))),
+    "band": AttentionMask(causal=True, window=(3, 1)),
+}
+
+
+@pytest.mark.parametrize("case", [*MASKS, "scores", "bias", "shared heads"])
+def test_attention_drops_weights_after_the_softmax(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values are the unit vectors, so the output is the weights: of those that are seen, a share p is zero, and the
+    others are 1 / (1 - p) times the softmax. Judge: the same call in evaluation, which has no dropout.
+    """
+    monkeypatch.setattr("lit_llm.components.attention.dot_product.suits_blocks", suits := Mock(return_value=False))
+    torch.manual_seed(0)
+    mask, p = MASKS.get(case, AttentionMask(causal=True)), 0.25
+    q, k = (torch.randn(2, heads, TOKENS, TOKENS, dtype=torch.float64) for heads in (4, 2 if "shared" in case else 4))
+    v = torch.eye(TOKENS, dtype=torch.float64).expand_as(k)
+    bias = torch.randn(4, TOKENS, TOKENS, dtype=torch.float64) if case == "bias" else None
+    cap = 2.0 if case == "scores" else None
+    like = torch.float64, torch.device("cpu")
+    kernel = KernelMask(mask, (TOKENS, TOKENS), like, scores=cap is not None, bias=bias is not None)
+    assert case not in ("causal", "band", "scores") or kernel.kernel == case
+    attention = DotProduct(None, cap)
+    attention.dropout = p
+    dropped = attention(q, k, v, kernel, bias)
+    assert not suits.called, "blocks of queries have no dropout"
+    weights = attention.eval()(q, k, v, kernel, bias)
+    seen, left = weights > 0, dropped != 0
+    assert not (left & ~seen).any()
+    assert_close(dropped[left], weights[left] / (1 - p))
+    count = int(seen.sum())
+    assert abs((seen & ~left).sum() / count - p) < 5 * (p * (1 - p) / count) ** 0.5
+
+
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+@pytest.mark.parametrize("convolution", ["", "hidden"])
+def test_a_feed_forward_network_drops_what_its_last_matrix_reads(activation: str, convolution: str) -> None:
+    overrides = [f"model.feed_forward.activation={activation}", f"model.feed_forward.convolution=[{convolution}]"]
+    model = build_model(load_experiment("decllm-tiny", [*SMALL, *overrides]).model)
+    LitModel(model.train(), TrainingConfig(max_steps=1, feed_forward_dropout=0.5))
+    read: list[torch.Tensor] = []
+    down = cast(FeedForward, model.decoder.layers[0].feed_forward).down
+    hook = down.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    tokens = torch.randint(2, 1024, (2, 11))
+    torch.manual_seed(0)
+    model(tokens)
+    model.eval()(tokens)
+    hook.remove()
+    dropped, whole = read
+    left = dropped != 0
+    assert_close(dropped[left], 2 * whole[left])
+    count = int((whole != 0).sum())
+    assert abs(float((whole[~left] != 0).sum()) / count - 0.5) < 5 * (0.25 / count) ** 0.5
+
+
+@pytest.mark.parametrize("key", ["attention_dropout", "feed_forward_dropout"])
+def test_each_of_them_is_drawn_by_seed_and_step_and_leaves_the_global_generator(key: str) -> None:
+    losses, states = [], []
+    for noise, rate in ((0, 0.25), (1, 0.25), (1, 0.0)):
+        lit = LitModel(model_of("redllm"), TrainingConfig.model_validate({"max_steps": 1, key: rate}))
+        torch.manual_seed(noise)
+        fitted(lit, uneven_batch("encoder_decoder"))
+        states.append(torch.get_rng_state())
+        assert lit.report is not None
+        losses.append(lit.report.loss)
+    assert losses[0] == losses[1] != losses[2]
+    assert torch.equal(states[1], states[2])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["pretrain.training.attention_dropout=0.1", "pretrain.training.execution.kernels=flex"],
+            r"execution\.kernels: FlexAttention has no dropout .* set kernels to auto in all arms",
+        ),
+        (
+            ["pretrain.training.attention_dropout=0.1", "model.decoder.mamba2={}"],
+            r"attention_dropout: no part of this model's layers has it",
+        ),
+    ],
+)
+def test_dropout_that_no_kernel_or_part_has_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_experiment("decllm-tiny", overrides)

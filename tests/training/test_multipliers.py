@@ -3,9 +3,13 @@
 import pytest
 import torch
 
+from lit_llm.config.problems import InputError
+from lit_llm.experiment.load import load_experiment
+from lit_llm.models.parameter_groups import parameter_groups
+from lit_llm.models.parameters import parameter_shapes
 from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
-from lit_llm.training.optimizers.config import AdamW, Muon
-from tests.tiny_models import build
+from lit_llm.training.optimizers.config import Adafactor, AdamW, FactoredAdafactor, Muon
+from tests.tiny_models import build, resolved
 
 BASE = 32
 OVERRIDES = [
@@ -108,3 +112,97 @@ def test_without_a_parametrization_there_are_two_groups_and_no_multiplier():
         (0.1, 1, 1e-8),
         (0.0, 1, 1e-8),
     ]
+
+
+# --- groups of parameters --------------------------------------------------------------------------------------------
+
+GROUPED = [
+    "norm.scale=true", "attention.qkv_norm=[q]", "attention.qkv_norm_scale=true", "attention.relative_bias=shared",
+    "residual=layer_scale", "tie_embeddings=none", "output.bias=true", "decoder.experts={count: 3}",
+]  # fmt: skip
+
+
+def test_every_parameter_is_in_the_group_of_its_section():
+    groups = parameter_groups(resolved("redllm", *GROUPED))
+    assert groups.keys() == parameter_shapes(resolved("redllm", *GROUPED)).keys()
+    for name, wanted in {
+        "embedding.weight": ("embeddings",),
+        "encoder_embedding.weight": ("embeddings",),
+        "output.weight": ("output",),
+        "output_bias": ("output",),
+        "decoder.norm.scale": ("norms",),
+        "encoder.layers.1.feed_forward_norm.scale": ("norms",),
+        "encoder.layers.0.self_attention_branch.scale": ("residual",),
+        "encoder.layers.0.self_attention.qkv_scale.q": ("attention", "self_attention"),
+        "encoder.relative_bias.weight": ("attention", "self_attention"),
+        "decoder.layers.0.cross_attention.out.weight": ("attention", "cross_attention"),
+        "encoder.layers.0.feed_forward.up.weight": ("feed_forward",),
+        "decoder.layers.0.experts.router.weight": ("feed_forward", "experts"),
+    }.items():
+        assert groups[name] == wanted, name
+    assert parameter_groups(resolved("yoco"))["decoder.shared_kv.k.weight"] == ("attention",)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [AdamW, Adafactor, FactoredAdafactor, Muon, lambda **keys: AdamW(kind="adamw_8bit", **keys)],
+    ids=["adamw", "adafactor", "factored", "muon", "8_bit"],
+)
+def test_a_first_step_is_multiplied_by_the_factor_of_the_most_specific_group(kind):
+    """Judge: the step without groups, to which a first step without decay is proportional."""
+    steps = []
+    factors = {"embeddings": 0.5, "attention": 0.25, "cross_attention": 2.0, "norms": 0.0}
+    for keys in ({}, {"lr_groups": factors}):
+        model = build("redllm", "norm.scale=true", double=False)
+        optimizer = build_optimizer(kind(lr=1e-3, **keys), model)
+        set_learning_rate(optimizer.param_groups, 1.0)
+        torch.manual_seed(0)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        steps.append({name: p.detach() - before[name] for name, p in model.named_parameters()})
+    for name, plain in steps[0].items():
+        places = {"cross_attention.": 2.0, "self_attention.": 0.25, "embedding.weight": 0.5, "norm.scale": 0.0}
+        factor = next((factor for place, factor in places.items() if place in name), 1.0)
+        assert plain.any(), name
+        torch.testing.assert_close(steps[1][name], factor * plain, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_groups_multiply_the_rates_and_decays_of_the_parametrization():
+    keys = {"lr_groups": {"feed_forward": 3.0}, "weight_decay_groups": {"embeddings": 0.0, "feed_forward": 0.5}}
+    model = wide(4, 1)
+    found = []
+    for more in ({}, keys):
+        groups = build_optimizer(AdamW(weight_decay=0.1, **more), model).param_groups
+        found.append(
+            {id(p): (group["lr_multiplier"], group["weight_decay"]) for group in groups for p in group["params"]}
+        )
+    plain, grouped = found
+    up, table, query = (
+        model.decoder.layers[0].feed_forward.up.weight,
+        model.embedding.weight,
+        model.decoder.layers[0].self_attention.q.weight,
+    )
+    assert grouped[id(up)] == pytest.approx((3 * plain[id(up)][0], 0.5 * plain[id(up)][1]))
+    assert grouped[id(table)] == (plain[id(table)][0], 0.0)
+    assert plain[id(table)][1] == 0.1
+    assert grouped[id(query)] == plain[id(query)]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "optimizer.lr_groups={norms: 2, cross_attention: 1, bogus: 0}",
+            r"optimizer\.lr_groups\.norms: matches no parameter; this model has the groups attention, embeddings, "
+            r"feed_forward, self_attention\n.*lr_groups\.cross_attention: .*\n.*lr_groups\.bogus: matches",
+        ),
+        ("optimizer.weight_decay_groups={output: 0}", r"weight_decay_groups\.output: matches no parameter"),
+        ("optimizer={kind: muon, adamw: {lr_groups: {embeddings: 1}}}", r"adamw\.lr_groups: .*`optimizer\.lr_groups`"),
+        ("optimizer.lr_groups={embeddings: -1}", r"lr_groups\.embeddings: should be greater than or equal to 0"),
+    ],
+)
+def test_groups_that_a_model_does_not_have_are_refused_with_a_list_of_its_groups(override, message):
+    with pytest.raises(InputError, match=message):
+        load_experiment("decllm-tiny", [f"pretrain.training.{override}"])

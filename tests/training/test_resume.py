@@ -23,7 +23,8 @@ from tests.stages_in_parts import numbers, prepared_stage, stops_after
         ["pretrain.objective={kind: prefix_lm, split: random}", "pretrain.training.execution.micro_batch_size=3"],
         ["pretrain.training.execution.workers=2", "pretrain.training.precision=bf16"],
         [
-            "pretrain.training.dropout=0.2", "pretrain.training.execution.micro_batch_size=3",
+            "pretrain.training.dropout=0.2", "pretrain.training.attention_dropout=0.1",
+            "pretrain.training.feed_forward_dropout=0.1", "pretrain.training.execution.micro_batch_size=3",
             "pretrain.training.execution.activation_checkpointing=true",
         ],
         ["pretrain.training.precision=bf16_master", "pretrain.training.dropout=0.2"],
@@ -32,10 +33,12 @@ from tests.stages_in_parts import numbers, prepared_stage, stops_after
         ["pretrain.training.optimizer=adafactor_factored"],
         ["pretrain.training.optimizer=adamw_8bit", "model.feed_forward.d_ff=512"],
         ["pretrain.training.optimizer=muon", "model.norm.scale=true"],
+        ["pretrain.training.weight_averaging=ema", "pretrain.training.precision=bf16_master"],
+        ["pretrain.training.weight_averaging={kind: last_k, k: 4, every: 3}"],
     ],
     ids=[
         "plain", "random_split_micro_batches", "workers_bf16", "dropout_checkpointing", "masters", "masters_muon",
-        "adafactor_wsd", "factored", "8_bit", "muon",
+        "adafactor_wsd", "factored", "8_bit", "muon", "ema_masters", "last_k",
     ],
 )  # fmt: skip
 def test_two_interruptions_change_no_bit(tmp_path: Path, corpus: Path, preset: str, overrides: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ class DotProduct(nn.Module):
         self.scale, self.softcap = scale, softcap
         self.reference = False
         """Whether torch's kernels compute all of it; otherwise `query_blocks` does where it is faster."""
+        self.dropout = 0.0
+        """Share of the weights that are set to zero in training, where torch's kernels then compute all of it."""
 
     def forward(
         self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask | FlexMask, bias: Tensor | None = None
@@ -38,9 +40,10 @@ class DotProduct(nn.Module):
         if isinstance(mask, FlexMask):
             return mask.attend((q_BHTK, k_BHSK, v_BHSK), self.scale, shares_heads(q_BHTK, k_BHSK))
         of_layer, bias = bias, mask.bias if bias is None else bias
-        if not self.reference and bias is None and (out := self._one_query(q_BHTK, k_BHSK, v_BHSK, mask)) is not None:
+        by_torch = self.reference or bias is not None or self._share_dropped > 0
+        if not by_torch and (out := self._one_query(q_BHTK, k_BHSK, v_BHSK, mask)) is not None:
             return out
-        if not self.reference and bias is None and suits_blocks(q_BHTK, k_BHSK, mask):
+        if not by_torch and suits_blocks(q_BHTK, k_BHSK, mask):
             out = block_attention(q_BHTK, k_BHSK, v_BHSK, mask, self.scale)
         elif mask.kernel == "causal":
             out = self._causal(q_BHTK, k_BHSK, v_BHSK, mask)
@@ -55,8 +58,12 @@ class DotProduct(nn.Module):
             if bias is not None:
                 assert added is not None
                 added = added.expand(q_BHTK.shape[0], -1, -1, -1)
-            out = _fused(q_BHTK, k_BHSK, v_BHSK, added, self.scale)
+            out = self._fused(q_BHTK, k_BHSK, v_BHSK, added)
         return out if mask.fully_masked is None else out.masked_fill(mask.fully_masked, 0.0)
+
+    @property
+    def _share_dropped(self) -> float:
+        return self.dropout if self.training else 0.0
 
     def _one_query(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask) -> Tensor | None:
         """Attention of one query of each row by the compiled function; None where it does not suit."""
@@ -87,10 +94,12 @@ class DotProduct(nn.Module):
 
     def _causal(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask) -> Tensor:
         """Causal attention, with or without a prefix of one length for all rows, without a mask of T x T."""
-        gqa, prefix = shares_heads(q_BHTK, k_BHSK), mask.prefix
+        gqa, prefix, dropped = shares_heads(q_BHTK, k_BHSK), mask.prefix, self._share_dropped
 
         def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=self.scale, enable_gqa=gqa)
+            return F.scaled_dot_product_attention(
+                q, k, v, dropout_p=dropped, is_causal=causal, scale=self.scale, enable_gqa=gqa
+            )
 
         # A prefix of one token changes nothing.
         if prefix <= 1:
@@ -99,7 +108,7 @@ class DotProduct(nn.Module):
         out = attend(q_BHTK[:, :, :prefix], k_BHSK[:, :, :prefix], v_BHSK[:, :, :prefix])
         if mask.visible is None:
             return out
-        return torch.cat([out, _fused(q_BHTK[:, :, prefix:], k_BHSK, v_BHSK, mask.visible, self.scale)], dim=2)
+        return torch.cat([out, self._fused(q_BHTK[:, :, prefix:], k_BHSK, v_BHSK, mask.visible)], dim=2)
 
     def _band(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: KernelMask) -> Tensor:
         """Attention within a window: blocks of queries with the blocks of keys that they can see, instead of T x T.
@@ -120,7 +129,7 @@ class DotProduct(nn.Module):
             return windows.permute(0, 2, 1, 4, 3).flatten(0, 1)
 
         visible = mask.visible.expand(rows, *mask.visible.shape).flatten(0, 1)
-        out = _fused(cut(q_BHTK, 1), cut(k_BHTK, sides), cut(v_BHTK, sides), visible, self.scale)
+        out = self._fused(cut(q_BHTK, 1), cut(k_BHTK, sides), cut(v_BHTK, sides), visible)
         return out.unflatten(0, (rows, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :tokens]
 
     def _explicit(
@@ -133,6 +142,8 @@ class DotProduct(nn.Module):
         if mask.visible is not None:
             scores = scores.masked_fill(~mask.visible, -torch.inf)
         weights = scores.softmax(dim=-1).to(v_BHSK.dtype)
+        if self._share_dropped:
+            weights = F.dropout(weights, self._share_dropped)
         return weights @ for_queries(v_BHSK, q_BHTK)
 
     def scores(self, q_BHTK: Tensor, k_BHSK: Tensor) -> Tensor:
@@ -145,17 +156,16 @@ class DotProduct(nn.Module):
             scores = scores * (q_BHTK.shape[-1] ** -0.5 if self.scale is None else self.scale)
             return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
-
-def _fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """Attention by torch's fused kernels. mask: None where all keys are visible."""
-    gqa = shares_heads(q_BHTK, k_BHSK)
-    attend = F.scaled_dot_product_attention
-    if mask is None or q_BHTK.device.type != "cuda":
-        return attend(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, scale=scale, enable_gqa=gqa)
-    # Not cuDNN, which torch prefers on Hopper: its backward pass with a mask is suspected of wrong gradients (reported
-    # in pytorch issue 196678, not established here). The other kernel does not support grouped heads.
-    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        return attend(q_BHTK, for_queries(k_BHSK, q_BHTK), for_queries(v_BHSK, q_BHTK), attn_mask=mask, scale=scale)
+    def _fused(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention by torch's fused kernels. mask: None where all keys are visible."""
+        gqa, attend = shares_heads(q_BHTK, k_BHSK), F.scaled_dot_product_attention
+        settings: dict[str, Any] = {"attn_mask": mask, "dropout_p": self._share_dropped, "scale": self.scale}
+        if mask is None or q_BHTK.device.type != "cuda":
+            return attend(q_BHTK, k_BHSK, v_BHSK, enable_gqa=gqa, **settings)
+        # Not cuDNN, which torch prefers on Hopper: its backward pass with a mask is suspected of wrong gradients
+        # (reported in pytorch issue 196678, not established here). The other kernel does not support grouped heads.
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            return attend(q_BHTK, for_queries(k_BHSK, q_BHTK), for_queries(v_BHSK, q_BHTK), **settings)
 
 
 def shares_heads(q_BHTK: Tensor, k_BHSK: Tensor) -> bool:

@@ -40,6 +40,8 @@ ValueResidual = Literal["none", "first", "fixed", "learned"]
 class ResolvedAttention(Part):
     """An attention with all settings resolved, in canonical form: equal functions compare equal."""
 
+    drops: ClassVar[tuple[str, ...]] = ("attention_dropout",)
+
     heads: int
     kv_heads: int
     head_dim: int
@@ -344,11 +346,14 @@ class ResolvedAttention(Part):
 
     def _score_bytes(self, example: Example, precision: Precision) -> float:
         """Bytes for all (query, key) pairs, where no fused kernel avoids them: a cap's tanh and the weights, or a
-        learned bias with its mask and the weights."""
-        if self._in_blocks(precision) or (self.softcap is None and self.relative_bias in ("none", "alibi")):
+        learned bias with its mask and the weights. With dropout of weights also its mask and the rest."""
+        if self._in_blocks(precision):
             return 0.0
+        weights = example.row * self._keys(example) * self.heads
+        if self.softcap is None and self.relative_bias in ("none", "alibi"):
+            return weights * precision.dropped_in_kernel
         entry = 2 * FLOAT32 + (precision.compute if precision.autocast else 0)
-        return example.row * self._keys(example) * self.heads * entry
+        return weights * (entry + precision.dropped_weights)
 
     def _keys(self, example: Example) -> float:
         if self.place == "cross":

@@ -28,6 +28,7 @@ class ResolvedExperts(Part):
     """A mixture of experts with all settings resolved, in canonical form: equal functions compare equal."""
 
     module: ClassVar[str] = "lit_llm.components.experts.module:Experts"
+    drops: ClassVar[tuple[str, ...]] = ("feed_forward_dropout",)
     not_compiled: ClassVar[str] = "how many tokens an expert has depends on the tokens, and so do the sizes of products"
     training_only: ClassVar[tuple[str, ...]] = ("balance", "balance_weight", "bias_rate")
 

@@ -25,6 +25,7 @@ class FeedForwardConfig(Part):
     """`down(activation(gate x) * up x)` for the gated ones (...glu), `down(activation(up x))` for the others."""
 
     module: ClassVar[str] = "lit_llm.components.feed_forward.module:FeedForward"
+    drops: ClassVar[tuple[str, ...]] = ("feed_forward_dropout",)
 
     activation: Literal[
         "swiglu",
@@ -94,7 +95,8 @@ class FeedForwardConfig(Part):
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
         # Input and output of the activation; with a gate also the other factor and the product.
         kept = example.row * (4 if self.gated else 2) * self.d_ff
-        return (kept + convolution_activations(self.convolved(widths.row), example.row)) * precision.compute
+        kept += convolution_activations(self.convolved(widths.row), example.row)
+        return kept * precision.compute + example.row * self.d_ff * precision.feed_forward_mask
 
 
 _Optional: Any = partial(FeedForwardConfig)

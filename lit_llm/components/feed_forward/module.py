@@ -41,8 +41,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 class FeedForward(LayerPart):
     """
-    x ──┬─ gate ─ activation ─(×)─ down ─▶     (without a gate: x ─ up ─ activation ─ down ─▶)
-        └─ up ────────────────┘                    [convolutions] of x, or of what gate and up make
+    x ──┬─ gate ─ activation ─(×)─[drop]─ down ─▶     (without a gate: x ─ up ─ activation ─[drop]─ down ─▶)
+        └─ up ────────────────┘                         [convolutions] of x, or of what gate and up make
     """
 
     def __init__(self, config: FeedForwardConfig, widths: Widths, causal: bool) -> None:
@@ -53,6 +53,8 @@ class FeedForward(LayerPart):
         self.up = Linear(d_model, config.d_ff, config.bias)
         self.down = Linear(config.d_ff, d_model, config.bias)
         self.causal, self.convolution = causal, canon_layers(config.convolved(d_model), causal)
+        self.dropout = 0.0
+        """Share of the entries read by `down` that are set to zero in training."""
 
     def prepare(  # type: ignore[override]
         self, context: ForwardContext, cache: ConvolutionStates | None
@@ -66,11 +68,17 @@ class FeedForward(LayerPart):
         if inputs is not None:
             return self._convolved(x_BTD, inputs)
         if self.gate is None:
-            return self.down(self.activation(self.up(x_BTD)))
+            return self._project(self.activation(self.up(x_BTD)))
         # Not for an expert without tokens: the kernel takes no empty input.
         if liger.uses_liger() and self.name in liger.GATES and len(x_BTD):
-            return self.down(liger.gated(self.name, self.gate(x_BTD), self.up(x_BTD)))
-        return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
+            return self._project(liger.gated(self.name, self.gate(x_BTD), self.up(x_BTD)))
+        return self._project(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
+
+    def _project(self, hidden_BTF: Tensor) -> Tensor:
+        """Output of the hidden entries, some of them dropped in training: B x T x D."""
+        if self.dropout and self.training:
+            hidden_BTF = F.dropout(hidden_BTF, self.dropout)
+        return self.down(hidden_BTF)
 
     def _convolved(self, x_BTD: Tensor, inputs: ConvolutionInputs) -> Tensor:
         def convolve(name: str, y_BTD: Tensor) -> Tensor:
@@ -79,5 +87,5 @@ class FeedForward(LayerPart):
         x_BTD = convolve("input", x_BTD)
         up = convolve("up", self.up(x_BTD))
         if self.gate is None:
-            return self.down(self.activation(up))
-        return self.down(self.activation(convolve("gate", self.gate(x_BTD))) * up)
+            return self._project(self.activation(up))
+        return self._project(self.activation(convolve("gate", self.gate(x_BTD))) * up)

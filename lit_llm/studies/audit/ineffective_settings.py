@@ -86,7 +86,8 @@ def _effective(arm: Arm) -> str:
     return json.dumps({**values, "model": _without_far_softcaps(network)}, sort_keys=True)
 
 
-_OFF = ("clip_norm", "z_loss", "dropout", "weight_decay")
+_DROPOUTS = ("dropout", "attention_dropout", "feed_forward_dropout")
+_OFF = ("clip_norm", "z_loss", "weight_decay", *_DROPOUTS)
 """Settings of a training for which an absent key, a null and a zero are one."""
 
 
@@ -145,8 +146,9 @@ def _ineffective_training(key: str, training: TrainingConfig) -> Iterator[tuple[
     if 0 < decay * rate < ROUNDING:
         message = f"of {decay:g} takes {decay * rate:.2g} of a weight in a step, which float32 rounds to nothing"
         yield f"{key}.optimizer.weight_decay", message
-    if 0 < training.dropout < ROUNDING:
-        yield f"{key}.dropout", f"of {training.dropout:g} drops fewer than one entry in ten million"
+    for name in _DROPOUTS:
+        if 0 < (rate := getattr(training, name)) < ROUNDING:
+            yield f"{key}.{name}", f"of {rate:g} drops fewer than one entry in ten million"
 
 
 def _ineffective_attention(experiment: Experiment) -> Iterator[tuple[str, str]]:

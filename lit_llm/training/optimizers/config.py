@@ -5,12 +5,26 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from lit_llm.config.section import Items, OneOf, Section
+from lit_llm.config.section import Items, OneOf, Section, config_error
+
+Factors = dict[str, Annotated[float, Field(ge=0)]]
+"""{group of parameters: factor}."""
 
 
-class AdamW(Section):
+class GroupFactors(Section):
+    """Factors for groups of parameters; `lit_llm/models/parameter_groups.py` says what is in which."""
+
+    lr_groups: Factors = Field({}, exclude_if=lambda value: not value)
+    """Factors of the learning rate by group, as in `{embeddings: 0.1, cross_attention: 2}`. Groups: embeddings, output,
+    norms, residual, attention, feed_forward, or one part of the layers by its key, which goes before the last two. At 0
+    a group stays as it begins. Weight decay is multiplied by the learning rate, so it changes alike."""
+    weight_decay_groups: Factors = Field({}, exclude_if=lambda value: not value)
+    """Factors of the weight decay by group, `{embeddings: 0}`. Scales and biases have no decay."""
+
+
+class AdamW(GroupFactors):
     """Adam with decoupled weight decay (arXiv 1711.05101)."""
 
     kind: Literal["adamw", "adamw_8bit"] = "adamw"
@@ -32,7 +46,7 @@ class AdamW(Section):
         return 2 * entries * (1 + 4 / 256) if eight_bit else 8 * entries
 
 
-class Adafactor(Section):
+class Adafactor(GroupFactors):
     """Adafactor (arXiv 1804.04235) without factorisation, as RedLLM's authors used it (arXiv 2510.26622).
 
     v <- b v + (1 - b)(g² + 1e-30) with b = 1 - t^-decay; u = g / sqrt(v), divided by max(1, RMS(u) / clip_threshold);
@@ -60,7 +74,7 @@ class Adafactor(Section):
         return 4 * rows * columns
 
 
-class FactoredAdafactor(Section):
+class FactoredAdafactor(GroupFactors):
     """Adafactor with the second moment of a matrix as one row and one column, as torch's.
 
     With r and c the moments of a matrix's rows and columns, v = r c / mean(r). The rest is as in Adafactor, the
@@ -91,7 +105,7 @@ def shape_factor(scaling: str, rows: float, columns: float) -> float:
     return 0.2 * math.sqrt(max(rows, columns)) if scaling == "match_rms_adamw" else math.sqrt(max(1.0, rows / columns))
 
 
-class Muon(Section):
+class Muon(GroupFactors):
     """Momentum orthogonalised by Newton-Schulz for the matrices inside layers, AdamW for embeddings and scales.
 
     K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the scaling by shape: "Muon is
@@ -113,6 +127,14 @@ class Muon(Section):
     """Decay of matrices per step, times the learning rate."""
     adamw: AdamW = AdamW()
     """AdamW for embeddings, the output matrix, tables of relative biases and scales."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Muon:
+        message = "stands beside `adamw`: `optimizer.%s` holds for all parameters of muon and of adamw"
+        keys = [key for key in GroupFactors.model_fields if getattr(self.adamw, key)]
+        if keys:
+            raise config_error(*((f"adamw.{key}", message % key) for key in keys))
+        return self
 
     def state_bytes(self, rows: int, columns: int, inside: bool) -> float:
         """Bytes kept for a parameter, inside a layer or in an embedding; a vector is one row."""

@@ -50,11 +50,12 @@ class MasterWeights(torch.optim.Optimizer):
         loss = closure() if closure is not None else None
         self.take_gradients()
         self.stepper.step()
-        self._round()
+        self.round()
         return loss
 
     @torch.no_grad()
-    def _round(self) -> None:
+    def round(self) -> None:
+        """Set the parameters to the masters."""
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             parameter.copy_(master)
 
@@ -65,6 +66,6 @@ class MasterWeights(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for master, saved in zip(self.masters, state_dict["masters"], strict=True):
             master.copy_(divided_as(master, saved))
-        self._round()
+        self.round()
         self.stepper.load_state_dict(state_dict["stepper"])
         self.param_groups = self.stepper.param_groups

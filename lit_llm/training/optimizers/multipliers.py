@@ -8,13 +8,14 @@ depends on its `scaling` alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from lit_llm.components.parametrization.config import Parametrization
+from lit_llm.models.parameter_groups import parameter_groups
 from lit_llm.models.resolve import ResolvedModel
 from lit_llm.models.scaling import ParameterRole, parameter_roles
-from lit_llm.training.optimizers.config import Adafactor, FactoredAdafactor, Muon, Optimizer, shape_factor
+from lit_llm.training.optimizers.config import Adafactor, FactoredAdafactor, GroupFactors, Muon, Optimizer, shape_factor
 
 
 class Multipliers(NamedTuple):
@@ -35,11 +36,35 @@ def optimizer_problem(rules: Parametrization, optimizer: Optimizer) -> str:
     return f"{optimizer.kind} has no rule in {rules.kind}: its step is relative to the parameter; use adamw or muon"
 
 
+def group_problems(model: ResolvedModel, optimizer: Optimizer) -> Iterator[tuple[str, str]]:
+    """(key in the optimiser, message) of groups of parameters that a model does not have."""
+    factors = {key: getattr(optimizer, key) for key in GroupFactors.model_fields}
+    if not any(factors.values()):
+        return
+    groups = sorted({group for of_parameter in parameter_groups(model).values() for group in of_parameter})
+    for key, names in factors.items():
+        for name in names:
+            if name not in groups:
+                yield f"{key}.{name}", f"matches no parameter; this model has the groups {', '.join(groups)}"
+
+
 def multipliers_of(model: ResolvedModel, optimizer: Optimizer) -> Mapping[str, Multipliers]:
-    """{name: multipliers} of the parameters that have some; none with the standard parametrization."""
-    if model.parametrization.kind == "standard":
-        return {}
-    return {name: _multipliers(name, role, optimizer) for name, role in parameter_roles(model).items()}
+    """{name: multipliers} of the parameters that have some: by the parametrization, times those of their groups."""
+    multipliers: dict[str, Multipliers] = {}
+    if model.parametrization.kind != "standard":
+        multipliers = {name: _multipliers(name, role, optimizer) for name, role in parameter_roles(model).items()}
+    if not (optimizer.lr_groups or optimizer.weight_decay_groups):
+        return multipliers
+    for name, groups in parameter_groups(model).items():
+        lr, weight_decay = (_factor(groups, of) for of in (optimizer.lr_groups, optimizer.weight_decay_groups))
+        rules = multipliers.get(name, Multipliers())
+        multipliers[name] = rules._replace(lr=rules.lr * lr, weight_decay=rules.weight_decay * weight_decay)
+    return multipliers
+
+
+def _factor(groups: Sequence[str], factors: Mapping[str, float]) -> float:
+    """Factor of a parameter in these groups, the more general first: that of its most specific group."""
+    return next((factors[group] for group in reversed(groups) if group in factors), 1.0)
 
 
 def _multipliers(name: str, role: ParameterRole, optimizer: Optimizer) -> Multipliers:
