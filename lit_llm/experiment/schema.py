@@ -116,6 +116,9 @@ class FinetuneConfig(Section):
             findings.append(
                 ("masks.intra_document", "an example sees itself alone anyway, so there is nothing to separate")
             )
+        if self.training.trunks:
+            message = "only a pretraining has a trunk from which others branch off; leave it out"
+            findings.append(("training.schedule.branch_at", message))
         findings += _micro_batch_problems(self.training, self.data.batch_size)
         if findings:
             raise config_error(*findings)
@@ -202,6 +205,11 @@ class Pretrained(Section):
     def seeded(self, seed: int) -> Experiment:
         """The pretraining alone, as an experiment, with this seed."""
         return Experiment(model=self.model, adapt=self.adapt, pretrain=self.pretrain, seed=seed)
+
+    def trunk(self, steps: int, seed: int) -> Experiment:
+        """The pretraining's trunk up to a step, as an experiment, with this seed."""
+        pretrain = self.pretrain.model_copy(update={"training": self.pretrain.training.trunk(steps)})
+        return Experiment(model=self.model, adapt=self.adapt, pretrain=pretrain, seed=seed)
 
 
 class Checkpoint(Section):
@@ -313,11 +321,13 @@ def _adaptation_problems(pretrained: Pretrained, adapt: AdaptConfig) -> Iterator
     if problem := problem_of(target, models):
         yield f"adapt.from.{problem[0]}" if apart else "adapt.from", problem[1]
         return
-    steps, most = adapt.warmup_steps, pretrained.pretrain.training.max_steps
+    training = pretrained.pretrain.training
+    steps, most = adapt.warmup_steps, (training.trunks or (training.max_steps,))[0]
     if steps and not pretrained.adaptation.newly_initialised:
         yield "adapt.warmup_steps", "every parameter is taken over, so no other could be trained alone; leave it out"
     elif steps >= most:
-        yield "adapt.warmup_steps", f"{steps} leave none of the {most} steps to train all parameters"
+        before = " before the first branch" if training.trunks else ""
+        yield "adapt.warmup_steps", f"{steps} leave none of the {most} steps{before} to train all parameters"
     teacher = models["decoder"]
     if adapt.distill and (teacher.family != "decoder" or teacher.reads_marked):
         yield "adapt.distill", "the teacher reads source and target as one causal text: it has to be a causal decoder"

@@ -41,6 +41,7 @@ from lit_llm.sweeps.space import (
 
 HINT = "`lit-llm schema sweep > sweep.schema.json` gives your editor the allowed keys."
 _MACHINE = "pretrain.training.execution"
+_BRANCHES = "pretrain.training.schedule.branch_at"
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,11 @@ def _build_search(
         for arm in arms
         for name in ("adapt", "finetune", "evaluate")
         if getattr(arm.experiment, name) is not None
+    ]
+    problems += [
+        Problem(f"{arm.name}: the trials of a sweep share no trunk; leave it out", _BRANCHES)
+        for arm in arms
+        if arm.experiment.pretrain.training.trunks
     ]
     problems += [
         Problem(_missing_metric_message(arm.name, goal.metric), "optimize")

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from lit_llm.config.section import Section, config_error
 from lit_llm.training.optimizers.config import AdamW, Optimizer
-from lit_llm.training.schedules import Cosine, Schedule
+from lit_llm.training.schedules import Constant, Cosine, Schedule
 
 
 class StabilityConfig(Section):
@@ -123,6 +123,16 @@ class TrainingConfig(Section):
         if obstacle := self.sharding_obstacle:
             raise config_error(("execution.strategy", obstacle))
         return self
+
+    @property
+    def trunks(self) -> tuple[int, ...]:
+        """Steps at which the stages of its trunk end, the last where it branches off; empty without `branch_at`."""
+        return self.schedule.trunks(self.max_steps)
+
+    def trunk(self, steps: int) -> TrainingConfig:
+        """The training of its trunk up to a step."""
+        schedule = Constant(warmup_steps=self.schedule.warmup_steps)
+        return self.model_copy(update={"max_steps": steps, "schedule": schedule})
 
     @property
     def sharding_obstacle(self) -> str:
