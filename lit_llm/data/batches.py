@@ -125,22 +125,34 @@ class TrainBatches(Batches):
     """Windows of text, made into examples by an objective."""
 
     def __init__(
-        self, data: Prepared, objective: Objective, family: Family, masks: MasksConfig, seed: int, begin: int = 0
+        self,
+        data: Prepared,
+        objective: Objective,
+        family: Family,
+        masks: MasksConfig,
+        seed: int,
+        begin: int = 0,
+        windows_of: Callable[[int], int] | None = None,
     ) -> None:
-        """begin: number of windows that the training of the source model has read."""
+        """Make the batches.
+
+        begin: number of windows that the training of the source model has read. windows_of: number of windows in the
+        first k batches; with equal batches when absent.
+        """
         super().__init__(seed)
+        self.windows_of = windows_of or (lambda k: k * data.config.batch_size)
         self.begin = begin
         self.windows = [Windows(data, source, "train") for source in data.sources]
         self.shares = tuple(source.share for source in data.sources)
         self.objective, self.family, self.masks = objective, family, masks
-        self.size, self.vocabulary = data.config.batch_size, data.config.tokenizer.vocabulary
+        self.vocabulary = data.config.tokenizer.vocabulary
 
     def places(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Windows of batch k: (numbers of the sources, numbers of the windows within them).
 
         The sources' shares are exact in each cycle. Each pass over a source's windows has a different order.
         """
-        positions = self.begin + np.arange(k * self.size, (k + 1) * self.size)
+        positions = self.begin + np.arange(self.windows_of(k), self.windows_of(k + 1))
         cycles, within = positions // sum(self.shares), positions % sum(self.shares)
         sources, indices = np.empty_like(positions), np.empty_like(positions)
         for number in np.unique(cycles).tolist():
@@ -157,7 +169,7 @@ class TrainBatches(Batches):
 
     def whole(self, k: int) -> Batch:
         sources, indices = self.places(k)
-        windows = np.empty((self.size, self.windows[0].length), dtype=np.int64)
+        windows = np.empty((len(sources), self.windows[0].length), dtype=np.int64)
         for source in np.unique(sources).tolist():
             windows[sources == source] = self.windows[source].read(indices[sources == source])
         return cut(
@@ -167,7 +179,7 @@ class TrainBatches(Batches):
             self.masks,
             vocabulary=self.vocabulary,
             seed=self.seed,
-            first=k * self.size,
+            first=self.windows_of(k),
         )
 
 

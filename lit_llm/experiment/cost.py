@@ -45,8 +45,8 @@ class Cost:
     memory_bytes: int
     """Bytes of memory, of each device where a stage trains on several."""
     flops_per_step: float
-    """FLOPs of one pretraining step: forward and backward, with a teacher's forward pass. Steps that train only new
-    parameters count like all others, which overestimates them."""
+    """FLOPs of one pretraining step with a whole batch: forward and backward, with a teacher's forward pass. Steps that
+    train only new parameters count like all others, which overestimates them."""
     train_flops: float
     """FLOPs of the pretraining and those of its sources. The cost of a checkpoint is unknown and not included."""
     finetune_tokens: int = 0
@@ -182,7 +182,7 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
     """Parameters, FLOPs, cache, tokens and memory of one run of this experiment."""
     model, pretrain = resolve_model(experiment.model), experiment.pretrain
     data, training, objective = pretrain.data, pretrain.training, pretrain.objective
-    length, windows = data.sequence_length, data.batch_size * training.max_steps
+    length, windows = data.sequence_length, pretrain.sequences(training.max_steps)
 
     per_window = objective.average(length, lambda of: cost.train_flops(model, shape_of(experiment, of)))
     if (teacher := teacher_of(experiment)) is not None:

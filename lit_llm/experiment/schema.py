@@ -77,9 +77,21 @@ class PretrainConfig(Section):
                 )
             )
         findings += _micro_batch_problems(self.training, self.data.batch_size)
+        warmup, execution = self.training.batch_warmup, self.training.execution
+        if warmup and (problem := warmup.problem(self.data.batch_size, execution)):
+            findings.append((f"training.batch_warmup.{problem[0]}", problem[1]))
         if findings:
             raise config_error(*findings)
         return self
+
+    def sequences(self, steps: int) -> int:
+        """Number of sequences in the batches of the first steps."""
+        warmup, size = self.training.batch_warmup, self.data.batch_size
+        return steps * size if warmup is None else warmup.sequences(steps, size)
+
+    def whole_batches(self, steps: int) -> float:
+        """The same, in whole batches."""
+        return steps if self.training.batch_warmup is None else self.sequences(steps) / self.data.batch_size
 
     def _task_problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of an objective that does not fit the synthetic tasks, or the text."""
@@ -119,6 +131,8 @@ class FinetuneConfig(Section):
         if self.training.trunks:
             message = "only a pretraining has a trunk from which others branch off; leave it out"
             findings.append(("training.schedule.branch_at", message))
+        if self.training.batch_warmup:
+            findings.append(("training.batch_warmup", "only the batches of a pretraining grow; leave it out"))
         findings += _micro_batch_problems(self.training, self.data.batch_size)
         if findings:
             raise config_error(*findings)

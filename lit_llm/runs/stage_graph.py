@@ -84,6 +84,8 @@ class StageNode:
     """Prefix of a source's metrics: `source/`, or `encoder_source/` for a source of the encoder alone."""
     begin: int = 0
     """Step of a trunk from which it goes on; 0 without one."""
+    begin_batches: float = 0.0
+    """Whole batches that the trunk has read until then."""
 
     @property
     def name(self) -> str:
@@ -133,14 +135,19 @@ def _pretraining(
     sources: fingerprints of its sources. source, place: those of the rest's node.
     """
     nodes, parents, begin = list[StageNode](), sources, 0
+
+    def node(kind: Kind, name: str, source: Experiment | None) -> StageNode:
+        parent, batches = parents[0] if parents else "", experiment.pretrain.whole_batches(begin)
+        return StageNode(
+            kind, name, parent, parents=parents, source=source, place=place, begin=begin, begin_batches=batches
+        )
+
     for steps in experiment.pretrain.training.trunks:
         name, trunk = trunk_fingerprint(experiment, steps), experiment.trunk(steps, experiment.seed)
-        parent = parents[0] if parents else ""
-        nodes.append(StageNode("trunk", name, parent, parents=parents, source=trunk, place=place, begin=begin))
+        nodes.append(node("trunk", name, trunk))
         parents, begin = (name, *sources), steps
     parents = parents[:1] if nodes else parents  # the trunk stands for its sources
-    name, parent = pretrain_fingerprint(experiment), parents[0] if parents else ""
-    return [*nodes, StageNode("pretrain", name, parent, parents=parents, source=source, place=place, begin=begin)]
+    return [*nodes, node("pretrain", pretrain_fingerprint(experiment), source)]
 
 
 def _sources(experiment: Experiment, place: str = "") -> list[StageNode]:

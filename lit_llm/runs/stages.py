@@ -67,7 +67,7 @@ def pretrain(frozen: StageConfig, stage: Stage, store: Store, control: Control) 
     data = pretraining_data(experiment, open_prepared(section.data, store.data, frozen.data))
     size = section.data.batch_size * section.data.sequence_length
     cost = cost_of(experiment)
-    step_cost = StepCost(size, cost.flops_per_step, cost.before.tokens, cost.before.train_flops)
+    step_cost = StepCost(size, cost.flops_per_step, cost.before.tokens, cost.before.train_flops, section.whole_batches)
     model = build_model(experiment.model, experiment.seed)
     warm_start, weights = load_source_weights(model, frozen, store)
     trunk = trunk_before(frozen, store)
@@ -318,9 +318,9 @@ def _train(
         "metrics": fitted.metrics,
         "initial": initial,
         "weights": digest,
-        "tokens": fitted.steps * step_cost.tokens,
+        "tokens": round(step_cost.batches(fitted.steps) * step_cost.tokens),
         "loss_tokens": fitted.loss_tokens,
-        "flops": fitted.steps * step_cost.flops,
+        "flops": step_cost.batches(fitted.steps) * step_cost.flops,
         "parameters": cost_of(experiment).parameters,
         "seconds": {**fitted.seconds, "evaluation": fitted.seconds["evaluation"] + before},
         "started": started,

@@ -1,6 +1,6 @@
 """Estimated duration of an experiment on this machine, from timed steps. Loads no torch.
 
-    run        = start + steps x step + validations (forward only: a third of a step for as many windows)
+    run        = start + whole batches x step + validations (forward only: a third of a step for as many windows)
     evaluation = start + a third of a step for as many tokens; attention analysis costs some more passes
 
 Left out: communication between devices, tokenising a corpus for the first time, checkpoints, waiting for data, the
@@ -103,7 +103,8 @@ def seconds_of(
     )
     # One before the first step; the last one is another. A trunk has none.
     times = 1 + sum(begin < at < training.max_steps for at in evaluation_steps(validation.times, training.max_steps))
-    run = START_SECONDS + (training.max_steps - begin) * step + times * once + final
+    batches = pretrain.whole_batches(training.max_steps) - pretrain.whole_batches(begin)
+    run = START_SECONDS + batches * step + times * once + final
     token = window / data.sequence_length
     evaluations = {
         f"{name} after {stage}": START_SECONDS
@@ -118,8 +119,9 @@ def seconds_of(
 
 def trunk_seconds(experiment: Experiment, step: float, begin: int) -> float:
     """Seconds of a trunk from a step on, without validations. step: seconds of one step without a teacher."""
-    steps = experiment.pretrain.training.max_steps - begin
-    return START_SECONDS + steps * step * _teacher_factor(experiment)
+    pretrain = experiment.pretrain
+    batches = pretrain.whole_batches(pretrain.training.max_steps) - pretrain.whole_batches(begin)
+    return START_SECONDS + batches * step * _teacher_factor(experiment)
 
 
 def _teacher_factor(experiment: Experiment) -> float:

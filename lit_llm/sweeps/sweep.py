@@ -220,6 +220,11 @@ def _build_search(
         if getattr(arm.experiment, name) is not None
     ]
     problems += [
+        Problem(f"{arm.name}: its batches grow, so equal steps are no equal tokens; use `by: steps`", "pruner.by")
+        for arm in arms
+        if arm.experiment.pretrain.training.batch_warmup and sweep.pruner.kind != "none" and sweep.pruner.by == "tokens"
+    ]
+    problems += [
         Problem(f"{arm.name}: the trials of a sweep share no trunk; leave it out", _BRANCHES)
         for arm in arms
         if arm.experiment.pretrain.training.trunks

@@ -90,6 +90,46 @@ class DistillConfig(Section):
     depend on it."""
 
 
+class BatchWarmup(Section):
+    """Batches that grow in equal increments to `data.batch_size`, each size for equally many steps."""
+
+    begin: int = Field(gt=0)
+    """Sequences of the first batch."""
+    increment: int = Field(gt=0)
+    """Sequences by which batches grow."""
+    steps: int = Field(gt=0)
+    """Steps with smaller batches."""
+
+    def sequences(self, steps: int, batch_size: int) -> int:
+        """Number of sequences in the first `steps` batches."""
+        sizes = self.sizes(batch_size)
+        # Size number n begins at the first step k with k * sizes // self.steps >= n.
+        since = (max(0, steps - -(-number * self.steps // sizes)) for number in range(1, sizes + 1))
+        return self.begin * steps + self.increment * sum(since)
+
+    def sizes(self, batch_size: int) -> int:
+        """Number of sizes below `batch_size`."""
+        return (batch_size - self.begin) // self.increment
+
+    def problem(self, batch_size: int, execution: ExecutionConfig) -> tuple[str, str] | None:
+        """(key, reason why these batches cannot grow to `batch_size`), or None."""
+        sizes, rest = self.sizes(batch_size), (batch_size - self.begin) % self.increment
+        if sizes < 1:
+            return "begin", f"{self.begin} does not grow to batch_size {batch_size} by increments of {self.increment}"
+        if rest:
+            message = f"batch_size {batch_size} is not {self.begin} and a multiple of {self.increment}"
+            return "increment", f"{message}; change one of the three"
+        if sizes > self.steps:
+            return "steps", f"{self.steps} are too few for {sizes} sizes"
+        if self.begin < execution.ranks:
+            return "begin", f"{self.begin} sequences for {execution.ranks} devices; begin with as many or more"
+        at_once = execution.ranks * execution.rows_at_once(batch_size)
+        if execution.kernels in ("compiled", "flex") and (self.begin % at_once or self.increment % at_once):
+            message = f"kernels: {execution.kernels} compiles for each size; set execution.micro_batch_size so that"
+            return "increment", f"{message} begin and increment are multiples of it, on all devices together"
+        return None
+
+
 class TrainingConfig(Section):
     """Optimisation of a stage."""
 
@@ -99,6 +139,8 @@ class TrainingConfig(Section):
     """Optimiser with its settings."""
     schedule: Schedule = Cosine()
     """Learning rate by step."""
+    batch_warmup: BatchWarmup | None = Field(None, exclude_if=lambda value: value is None)
+    """Smaller batches at the beginning of a pretraining, `{begin: 8, increment: 8, steps: 300}`; none when absent."""
     clip_norm: float | None = Field(1.0, gt=0)
     """Largest norm of the whole gradient; null: no clipping."""
     z_loss: float = Field(0.0, ge=0)
@@ -120,6 +162,10 @@ class TrainingConfig(Section):
     def _fits(self) -> TrainingConfig:
         if problem := self.schedule.problem(self.max_steps):
             raise config_error((f"schedule.{problem[0]}", problem[1]))
+        first = (self.trunks or (self.max_steps,))[0]
+        if self.batch_warmup and self.batch_warmup.steps > first:
+            end = "the first branch" if self.trunks else "the end"
+            raise config_error(("batch_warmup.steps", f"{self.batch_warmup.steps} last beyond {end} at step {first}"))
         if obstacle := self.sharding_obstacle:
             raise config_error(("execution.strategy", obstacle))
         return self

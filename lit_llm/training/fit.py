@@ -47,13 +47,15 @@ class StepCost:
     """Cost of one step, for the metrics."""
 
     tokens: int
-    """Tokens read per step."""
+    """Tokens read per step with a whole batch."""
     flops: float
-    """FLOPs per step, forward and backward."""
+    """FLOPs of such a step, forward and backward."""
     tokens_before: int = 0
     """Tokens read in the training of the source models."""
     flops_before: float = 0.0
     """FLOPs of the training of the source models."""
+    batches: Callable[[int], float] = lambda steps: steps
+    """Number of whole batches that the first steps read, of which warm-up reads parts."""
 
 
 @dataclass
@@ -119,7 +121,7 @@ def fit(
     use_kernels(model, execution.kernels, accelerator == "cuda", lengths_vary)
     stability, throughput = (
         Stability(training.stability),
-        Throughput(step_cost.tokens, step_cost.flops, training.precision, group.ranks),
+        Throughput(step_cost.tokens, step_cost.flops, training.precision, group.ranks, step_cost.batches),
     )
     metrics_logger = MetricsLogger(
         training,
@@ -305,13 +307,14 @@ class MetricsLogger(L.Callback):
         report, step = lit.report, trainer.global_step
         if report is None:
             return
+        batches = self.step_cost.batches(step)
         line = {
             **report.metrics(),
             TRAIN_LOSS.name: self.loss_sum / self.loss_tokens if self.loss_tokens else report.loss,
             **self.stability.metrics(),
             **self.throughput.metrics(lit.device),
-            "tokens_seen": float(self.step_cost.tokens_before + step * self.step_cost.tokens),
-            "flops": self.step_cost.flops_before + step * self.step_cost.flops,
+            "tokens_seen": float(self.step_cost.tokens_before + batches * self.step_cost.tokens),
+            "flops": self.step_cost.flops_before + batches * self.step_cost.flops,
             **(evaluated or {}),
         }
         self.loss_sum, self.loss_tokens = 0.0, 0

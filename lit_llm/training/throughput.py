@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -37,14 +38,25 @@ class Throughput(L.Callback):
     the hardware's utilisation (PaLM, arXiv 2204.02311, appendix B).
     """
 
-    def __init__(self, tokens_per_step: int, flops_per_step: float, precision: str = "fp32", devices: int = 1) -> None:
-        """tokens_per_step, flops_per_step: of all devices together."""
-        self.devices = devices
+    def __init__(
+        self,
+        tokens_per_step: int,
+        flops_per_step: float,
+        precision: str = "fp32",
+        devices: int = 1,
+        batches: Callable[[int], float] = lambda steps: steps,
+    ) -> None:
+        """Make the callback.
+
+        tokens_per_step, flops_per_step: of all devices together, with a whole batch. batches: number of whole batches
+        in the first steps.
+        """
+        self.devices, self.batches = devices, batches
         self.tokens_per_step, self.flops_per_step, self.precision = tokens_per_step, flops_per_step, precision
         self.seconds = 0.0
         """Wall-clock seconds spent in training steps, evaluations excluded."""
-        self.steps = 0
-        """Number of steps in the mean rates: all but the first of each process, which warms up."""
+        self.steps = 0.0
+        """Number of whole batches in the mean rates: of all steps but the first of each process, which warms up."""
         self._warm_seconds = 0.0
         self._started = 0.0
         self._warm = False
@@ -71,7 +83,7 @@ class Throughput(L.Callback):
         self.seconds += seconds
         if self._warm:
             self._warm_seconds += seconds
-            self.steps += 1
+            self.steps += self.batches(trainer.global_step) - self.batches(trainer.global_step - 1)
         self._warm = True
 
     def state_dict(self) -> dict[str, Any]:

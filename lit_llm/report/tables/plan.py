@@ -87,7 +87,7 @@ def flops_of(node: StageNode, cost: Cost) -> float:
     """Training FLOPs of one stage, without those of its trunk. cost: of the run that the stage belongs to."""
     cost = cost_of(node.source) if node.source else cost
     if node.kind in PRETRAINS:
-        return cost.train_flops - cost.before.train_flops - node.begin * cost.flops_per_step
+        return cost.train_flops - cost.before.train_flops - node.begin_batches * cost.flops_per_step
     return cost.finetune_flops if node.kind == "finetune" else 0.0
 
 
