@@ -77,17 +77,48 @@ class PretrainConfig(Section):
                 )
             )
         findings += _micro_batch_problems(self.training, self.data.batch_size)
-        warmup, execution = self.training.batch_warmup, self.training.execution
-        if warmup and (problem := warmup.problem(self.data.batch_size, execution)):
-            findings.append((f"training.batch_warmup.{problem[0]}", problem[1]))
+        findings += self._warmup_problems()
         if findings:
             raise config_error(*findings)
         return self
+
+    def _warmup_problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of batches and rows that cannot grow to their full size."""
+        batches, rows = self.training.batch_warmup, self.training.sequence_warmup
+        if batches and (found := batches.problem(self.data.batch_size, self.training.execution)):
+            yield f"training.batch_warmup.{found[0]}", found[1]
+        if rows is None:
+            return
+        key = "training.sequence_warmup"
+        if found := rows.problem(self.data.sequence_length):
+            yield f"{key}.{found[0]}", found[1]
+        elif self.data.tasks:
+            yield key, "a window of a synthetic task is one example, which would be cut; leave it out"
+        else:
+            for length in rows.lengths(self.data.sequence_length):
+                if problem := self.objective.problem(length):
+                    yield key, f"the objective cannot make an example of a row of {length} tokens: {problem}"
+                    return
 
     def sequences(self, steps: int) -> int:
         """Number of sequences in the batches of the first steps."""
         warmup, size = self.training.batch_warmup, self.data.batch_size
         return steps * size if warmup is None else warmup.sequences(steps, size)
+
+    def rows(self, step: int) -> int:
+        """Number of rows into which a window is cut in a step."""
+        warmup = self.training.sequence_warmup
+        return 1 if warmup is None else warmup.rows(step, self.data.sequence_length)
+
+    def windows(self, steps: int) -> dict[int, int]:
+        """{number of rows of a window: number of such windows in the first steps}."""
+        warmup = self.training.sequence_warmup
+        if warmup is None:
+            return {1: self.sequences(steps)}
+        ends = [min(end, steps) for end in warmup.ends(self.data.sequence_length)]
+        parts = zip([0, *ends], [*ends, steps], strict=True)
+        counts = [self.sequences(end) - self.sequences(begin) for begin, end in parts]
+        return {1 << shift: count for shift, count in enumerate(reversed(counts))}
 
     def whole_batches(self, steps: int) -> float:
         """The same, in whole batches."""
@@ -131,8 +162,9 @@ class FinetuneConfig(Section):
         if self.training.trunks:
             message = "only a pretraining has a trunk from which others branch off; leave it out"
             findings.append(("training.schedule.branch_at", message))
-        if self.training.batch_warmup:
-            findings.append(("training.batch_warmup", "only the batches of a pretraining grow; leave it out"))
+        for key in ("batch_warmup", "sequence_warmup"):
+            if getattr(self.training, key):
+                findings.append((f"training.{key}", "only batches and rows of a pretraining grow; leave it out"))
         findings += _micro_batch_problems(self.training, self.data.batch_size)
         if findings:
             raise config_error(*findings)

@@ -84,8 +84,8 @@ class StageNode:
     """Prefix of a source's metrics: `source/`, or `encoder_source/` for a source of the encoder alone."""
     begin: int = 0
     """Step of a trunk from which it goes on; 0 without one."""
-    begin_batches: float = 0.0
-    """Whole batches that the trunk has read until then."""
+    steps_after_trunk: int = 0
+    """Steps that it trains after that step; 0 without a trunk."""
 
     @property
     def name(self) -> str:
@@ -136,18 +136,26 @@ def _pretraining(
     """
     nodes, parents, begin = list[StageNode](), sources, 0
 
-    def node(kind: Kind, name: str, source: Experiment | None) -> StageNode:
-        parent, batches = parents[0] if parents else "", experiment.pretrain.whole_batches(begin)
+    def node(kind: Kind, name: str, source: Experiment | None, end: int) -> StageNode:
+        parent, rest = parents[0] if parents else "", end - begin if begin else 0
         return StageNode(
-            kind, name, parent, parents=parents, source=source, place=place, begin=begin, begin_batches=batches
+            kind,
+            name,
+            parent,
+            parents=parents,
+            source=source,
+            place=place,
+            begin=begin,
+            steps_after_trunk=rest,
         )
 
-    for steps in experiment.pretrain.training.trunks:
+    training = experiment.pretrain.training
+    for steps in training.trunks:
         name, trunk = trunk_fingerprint(experiment, steps), experiment.trunk(steps, experiment.seed)
-        nodes.append(node("trunk", name, trunk))
+        nodes.append(node("trunk", name, trunk, steps))
         parents, begin = (name, *sources), steps
     parents = parents[:1] if nodes else parents  # the trunk stands for its sources
-    return [*nodes, node("pretrain", pretrain_fingerprint(experiment), source)]
+    return [*nodes, node("pretrain", pretrain_fingerprint(experiment), source, training.max_steps)]
 
 
 def _sources(experiment: Experiment, place: str = "") -> list[StageNode]:

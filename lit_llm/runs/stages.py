@@ -24,7 +24,7 @@ from lit_llm.evaluation.final import FinalEvaluation
 from lit_llm.evaluation.result import EvaluationResult, Progress
 from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.evaluation.unit_losses import write_losses
-from lit_llm.experiment.cost import cost_of, example_flops
+from lit_llm.experiment.cost import cost_of, example_flops, whole_steps
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
@@ -40,8 +40,9 @@ from lit_llm.store.files import Damaged, remove
 from lit_llm.store.store import SCHEMA, MetricsFile, Stage, Store, finite, read_json, write_json, write_text
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
 from lit_llm.training.devices import DeviceGroup
-from lit_llm.training.fit import Evaluate, ShouldPrune, StepCost, TrainResult, accelerator_of, fit
+from lit_llm.training.fit import Evaluate, ShouldPrune, TrainResult, accelerator_of, fit
 from lit_llm.training.module import WarmStart
+from lit_llm.training.throughput import StepCost
 
 ShouldStop = Callable[[], bool]
 
@@ -67,7 +68,8 @@ def pretrain(frozen: StageConfig, stage: Stage, store: Store, control: Control) 
     data = pretraining_data(experiment, open_prepared(section.data, store.data, frozen.data))
     size = section.data.batch_size * section.data.sequence_length
     cost = cost_of(experiment)
-    step_cost = StepCost(size, cost.flops_per_step, cost.before.tokens, cost.before.train_flops, section.whole_batches)
+    before, steps = cost.before, (section.whole_batches, whole_steps(experiment))
+    step_cost = StepCost(size, cost.flops_per_step, before.tokens, before.train_flops, *steps)
     model = build_model(experiment.model, experiment.seed)
     warm_start, weights = load_source_weights(model, frozen, store)
     trunk = trunk_before(frozen, store)
@@ -320,7 +322,7 @@ def _train(
         "weights": digest,
         "tokens": round(step_cost.batches(fitted.steps) * step_cost.tokens),
         "loss_tokens": fitted.loss_tokens,
-        "flops": step_cost.batches(fitted.steps) * step_cost.flops,
+        "flops": step_cost.whole_steps(fitted.steps) * step_cost.flops,
         "parameters": cost_of(experiment).parameters,
         "seconds": {**fitted.seconds, "evaluation": fitted.seconds["evaluation"] + before},
         "started": started,

@@ -47,7 +47,7 @@ WARM_UP, TIMED = 2, 3
 """Steps before the measurement, and measured steps, of which the median counts."""
 WINDOW_SECONDS = 1.5
 """Shortest time over which steps are counted for a throughput."""
-UNTIMED = {"max_steps", "schedule", "batch_warmup"}
+UNTIMED = {"max_steps", "schedule", "batch_warmup", "sequence_warmup"}
 """Keys of a training that do not decide the time of a step."""
 MANY_STEPS = 10**6
 """Steps of a training that the time window ends earlier."""
@@ -291,7 +291,8 @@ def train_on_random_tokens(
         after_step: Called after each step; returns True to stop.
         steps: Number of steps; the training's own when absent.
     """
-    from lit_llm.training.fit import StepCost, fit
+    from lit_llm.training.fit import fit
+    from lit_llm.training.throughput import StepCost
 
     training = training_of(experiment, stage)
     alone = training.execution.model_copy(update={"devices": 1, "nodes": 1})

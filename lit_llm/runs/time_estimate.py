@@ -1,6 +1,6 @@
 """Estimated duration of an experiment on this machine, from timed steps. Loads no torch.
 
-    run        = start + whole batches x step + validations (forward only: a third of a step for as many windows)
+    run        = start + whole steps x step + validations (forward only: a third of a step for as many windows)
     evaluation = start + a third of a step for as many tokens; attention analysis costs some more passes
 
 Left out: communication between devices, tokenising a corpus for the first time, checkpoints, waiting for data, the
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lit_llm.data.config import Mixture
-from lit_llm.experiment.cost import shape_of, teacher_of, teacher_shape
+from lit_llm.experiment.cost import shape_of, teacher_of, teacher_shape, whole_steps
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.cost import forward_flops, train_flops
 from lit_llm.models.resolve import resolve_model
@@ -103,8 +103,7 @@ def seconds_of(
     )
     # One before the first step; the last one is another. A trunk has none.
     times = 1 + sum(begin < at < training.max_steps for at in evaluation_steps(validation.times, training.max_steps))
-    batches = pretrain.whole_batches(training.max_steps) - pretrain.whole_batches(begin)
-    run = START_SECONDS + batches * step + times * once + final
+    run = START_SECONDS + _whole_steps(experiment, begin) * step + times * once + final
     token = window / data.sequence_length
     evaluations = {
         f"{name} after {stage}": START_SECONDS
@@ -119,9 +118,13 @@ def seconds_of(
 
 def trunk_seconds(experiment: Experiment, step: float, begin: int) -> float:
     """Seconds of a trunk from a step on, without validations. step: seconds of one step without a teacher."""
-    pretrain = experiment.pretrain
-    batches = pretrain.whole_batches(pretrain.training.max_steps) - pretrain.whole_batches(begin)
-    return START_SECONDS + batches * step * _teacher_factor(experiment)
+    return START_SECONDS + _whole_steps(experiment, begin) * step * _teacher_factor(experiment)
+
+
+def _whole_steps(experiment: Experiment, begin: int) -> float:
+    """Steps of the pretraining from a step on, those of a warm-up by their FLOPs. Branches begin after it."""
+    steps = experiment.pretrain.training.max_steps
+    return steps - begin if begin else whole_steps(experiment)(steps)
 
 
 def _teacher_factor(experiment: Experiment) -> float:

@@ -72,6 +72,9 @@ def _lengths(arm: Experiment, by: By, wanted: float) -> list[Experiment]:
         if warmup := training.batch_warmup:
             fewest = warmup.sizes(arm.pretrain.data.batch_size)
             keys["batch_warmup"] = {"steps": max(fewest, round(warmup.steps * ratio))}
+        if rows := training.sequence_warmup:
+            fewest = rows.doublings(arm.pretrain.data.sequence_length)
+            keys["sequence_warmup"] = {"steps": max(fewest, round(rows.steps * ratio))}
         moved = at("pretrain.training", tree(keys))
         if alone:
             moved = merge(moved, at("adapt.warmup_steps", tree(max(1, min(steps - 1, round(alone * ratio))))))

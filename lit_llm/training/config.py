@@ -36,7 +36,8 @@ class ExecutionConfig(Section):
     threads: int = Field(1, gt=0)
     """CPU threads of one run. Results are bit-equal for equal threads only."""
     micro_batch_size: int | None = Field(None, gt=0)
-    """Sequences per forward and backward pass on one device; the whole batch when absent. The loss stays the same,
+    """Sequences per forward and backward pass on one device; the whole batch when absent. Shorter rows of a
+    sequence_warmup count by the sequence of which they are parts. The loss stays the same,
     except with dropout, which is drawn for each micro-batch, with bf16_master, which adds their gradients in bfloat16,
     and with experts balanced by a loss over a micro-batch: there a result of another size is stale."""
     workers: int = Field(0, ge=0)
@@ -130,6 +131,47 @@ class BatchWarmup(Section):
         return None
 
 
+class SequenceWarmup(Section):
+    """Rows that double to `data.sequence_length`, each length for equally many steps.
+
+    A window of the text is cut into rows, so a step reads the same tokens as without.
+    """
+
+    begin: int = Field(gt=0)
+    """Tokens of the first rows."""
+    steps: int = Field(gt=0)
+    """Steps with shorter rows."""
+
+    def rows(self, step: int, length: int) -> int:
+        """Number of rows of a window in step 0, 1, ..."""
+        doublings = self.doublings(length)
+        return 1 << (doublings - min(doublings, step * doublings // self.steps))
+
+    def doublings(self, length: int) -> int:
+        """Number of lengths below `length`."""
+        return (length // self.begin).bit_length() - 1
+
+    def ends(self, length: int) -> list[int]:
+        """Steps at which the rows double."""
+        doublings = self.doublings(length)
+        return [-(-number * self.steps // doublings) for number in range(1, doublings + 1)]
+
+    def lengths(self, length: int) -> list[int]:
+        """Lengths of the rows below `length`, in their order."""
+        return [self.begin << number for number in range(self.doublings(length))]
+
+    def problem(self, length: int) -> tuple[str, str] | None:
+        """(key, reason why rows cannot grow to `length`), or None."""
+        doublings = self.doublings(length)
+        if doublings < 1 or self.begin << doublings != length:
+            example = ", ".join(str(length >> shift) for shift in (1, 2, 3) if length % (1 << shift) == 0)
+            message = f"{self.begin} does not double to sequence_length {length}"
+            return "begin", f"{message}; take one of {example}" if example else f"{message}, which is odd"
+        if doublings > self.steps:
+            return "steps", f"{self.steps} are too few for {doublings} lengths"
+        return None
+
+
 class TrainingConfig(Section):
     """Optimisation of a stage."""
 
@@ -141,6 +183,8 @@ class TrainingConfig(Section):
     """Learning rate by step."""
     batch_warmup: BatchWarmup | None = Field(None, exclude_if=lambda value: value is None)
     """Smaller batches at the beginning of a pretraining, `{begin: 8, increment: 8, steps: 300}`; none when absent."""
+    sequence_warmup: SequenceWarmup | None = Field(None, exclude_if=lambda value: value is None)
+    """Shorter rows at the beginning of a pretraining, `{begin: 64, steps: 300}`; none when absent."""
     clip_norm: float | None = Field(1.0, gt=0)
     """Largest norm of the whole gradient; null: no clipping."""
     z_loss: float = Field(0.0, ge=0)
@@ -163,9 +207,10 @@ class TrainingConfig(Section):
         if problem := self.schedule.problem(self.max_steps):
             raise config_error((f"schedule.{problem[0]}", problem[1]))
         first = (self.trunks or (self.max_steps,))[0]
-        if self.batch_warmup and self.batch_warmup.steps > first:
-            end = "the first branch" if self.trunks else "the end"
-            raise config_error(("batch_warmup.steps", f"{self.batch_warmup.steps} last beyond {end} at step {first}"))
+        for key in ("batch_warmup", "sequence_warmup"):
+            if (warmup := getattr(self, key)) and warmup.steps > first:
+                end = "the first branch" if self.trunks else "the end"
+                raise config_error((f"{key}.steps", f"{warmup.steps} last beyond {end} at step {first}"))
         if obstacle := self.sharding_obstacle:
             raise config_error(("execution.strategy", obstacle))
         return self

@@ -34,28 +34,12 @@ from lit_llm.training.heap import keep_freed_memory
 from lit_llm.training.module import Diverged, LitModel, WarmStart
 from lit_llm.training.schedules import evaluation_steps
 from lit_llm.training.stability import Stability
-from lit_llm.training.throughput import Throughput
+from lit_llm.training.throughput import StepCost, Throughput
 
 Evaluate = Callable[[LanguageModel], dict[str, float]]
 """Evaluates a model, which is in evaluation mode without gradients, during training. Returns metrics by name."""
 ShouldPrune = Callable[[int, dict[str, float]], bool]
 """Called with (steps, metrics) after an evaluation, except the last; returns whether to prune the run."""
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """Cost of one step, for the metrics."""
-
-    tokens: int
-    """Tokens read per step with a whole batch."""
-    flops: float
-    """FLOPs of such a step, forward and backward."""
-    tokens_before: int = 0
-    """Tokens read in the training of the source models."""
-    flops_before: float = 0.0
-    """FLOPs of the training of the source models."""
-    batches: Callable[[int], float] = lambda steps: steps
-    """Number of whole batches that the first steps read, of which warm-up reads parts."""
 
 
 @dataclass
@@ -121,7 +105,7 @@ def fit(
     use_kernels(model, execution.kernels, accelerator == "cuda", lengths_vary)
     stability, throughput = (
         Stability(training.stability),
-        Throughput(step_cost.tokens, step_cost.flops, training.precision, group.ranks, step_cost.batches),
+        Throughput(step_cost, training.precision, group.ranks),
     )
     metrics_logger = MetricsLogger(
         training,
@@ -314,7 +298,7 @@ class MetricsLogger(L.Callback):
             **self.stability.metrics(),
             **self.throughput.metrics(lit.device),
             "tokens_seen": float(self.step_cost.tokens_before + batches * self.step_cost.tokens),
-            "flops": self.step_cost.flops_before + batches * self.step_cost.flops,
+            "flops": self.step_cost.flops_before + self.step_cost.whole_steps(step) * self.step_cost.flops,
             **(evaluated or {}),
         }
         self.loss_sum, self.loss_tokens = 0.0, 0

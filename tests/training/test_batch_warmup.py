@@ -131,7 +131,9 @@ def test_devices_and_compiled_kernels_need_parts_of_equal_sizes() -> None:
 def test_finetunings_and_pruning_by_tokens_take_no_growing_batches(
     write_two: Callable[..., Path], write_sweep: Callable[..., Path]
 ) -> None:
-    with pytest.raises(InputError, match=r"finetune\.training\.batch_warmup: only the batches of a pretraining grow"):
+    with pytest.raises(
+        InputError, match=r"finetune\.training\.batch_warmup: only batches and rows of a pretraining grow"
+    ):
         load_study(write_two("tuned"), ["finetune.training.batch_warmup={begin: 1, increment: 1, steps: 3}"])
     rest = "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-4, 1e-2]}}\n"
     rest += "optimize: [{metric: val/target_nll, direction: minimize}]\npruner: {kind: median, by: tokens}"

@@ -86,8 +86,10 @@ def render_plan(plan: Plan, width: int = 120) -> RenderableType:
 def flops_of(node: StageNode, cost: Cost) -> float:
     """Training FLOPs of one stage, without those of its trunk. cost: of the run that the stage belongs to."""
     cost = cost_of(node.source) if node.source else cost
+    if node.begin:  # any warm-up of batches or rows has ended before
+        return node.steps_after_trunk * cost.flops_per_step
     if node.kind in PRETRAINS:
-        return cost.train_flops - cost.before.train_flops - node.begin_batches * cost.flops_per_step
+        return cost.train_flops - cost.before.train_flops
     return cost.finetune_flops if node.kind == "finetune" else 0.0
 
 
