@@ -141,7 +141,7 @@ def _pretraining(experiment: Experiment) -> dict[str, Any]:
     del stage["training"]["execution"]
     for key in ("corpus", "tokenizer", "validation_fraction", "test_fraction", "near_duplicates"):
         del stage["data"][key]
-    content = {
+    content: dict[str, Any] = {
         "stage": "pretrain",
         "model": resolve_model(experiment.model).model_dump(mode="json"),
         "pretrain": stage,

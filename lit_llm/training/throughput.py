@@ -63,8 +63,8 @@ class Throughput(L.Callback):
         self.seconds = 0.0
         """Wall-clock seconds spent in training steps, evaluations excluded."""
         self.batches = self.steps = 0.0
-        """Tokens of the mean rates, in whole batches, and their FLOPs, in steps with whole batches of whole rows: of all
-        steps but the first of each process, which warms up."""
+        """Tokens of the mean rates, in whole batches, and their FLOPs, in steps with whole batches of whole rows. All
+        steps but the first of each process count, which warms up."""
         self._warm_seconds = 0.0
         self._started = 0.0
         self._warm = False

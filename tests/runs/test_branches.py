@@ -22,6 +22,7 @@ from lit_llm.runs.trained_model import has_lost_weights
 from lit_llm.store.garbage_collection import find, list_runs
 from lit_llm.store.store import Stage, Store, read_metrics
 from lit_llm.studies.load import Arm, load_study
+from lit_llm.studies.plan import plan
 from lit_llm.studies.runs import Run
 from lit_llm.sweeps.sweep import load_sweep
 from lit_llm.training.config import TrainingConfig
@@ -221,6 +222,25 @@ def test_matched_lengths_finetunings_and_sweeps_have_no_trunk(
         load_study(write_two("tuned"), [f"finetune.{wsd % 6}"])
     with pytest.raises(InputError, match=r"pretrain\.training\.schedule\.branch_at: .* a sweep share no trunk"):
         load_sweep(write_sweep("rates", SPACE), [f"pretrain.{wsd % 10}"])
+    searched = SPACE.replace("optimizer.lr: {log_uniform: [1e-4, 1e-2]}", "schedule: {choice: [constant, {%s}]}")
+    searched %= "kind: wsd, decay_steps: 2, branch_at: [10]"
+    with pytest.raises(InputError, match="the trials of a sweep share no trunk"):
+        load_sweep(write_sweep("schedules", searched))
+
+
+def test_plan_names_trunks_and_arms_that_only_list_other_branches(write_study: Callable[..., Path]) -> None:
+    schedule = "pretrain: {training: {max_steps: %d, schedule: {kind: wsd, warmup_steps: 2, decay_steps: 4, %s}}}"
+    arms = {name: schedule % (steps, listed) for name, steps, listed in (
+        ("short", 9, "branch_at: [5, 10]"), ("long", 14, "branch_at: [5, 10]"), ("uncut", 14, "")
+    )}  # fmt: skip
+    lines = "".join(f"  {name}: {{{keys}}}\n" for name, keys in arms.items())
+    rest = "allow: [{key: pretrain.training, because: lengths}, {key: budget, because: lengths}]"
+    found = plan(load_study(write_study("lengths", f"arms:\n{lines}compare: {{baseline: long}}\n{rest}", (0, 1))))
+    assert found.stages == {"trunk_5": 2, "trunk_10": 2, "pretrain": 6}
+    (no_op,) = [finding for finding in found.findings if finding.kind == "no_op"]
+    assert no_op.arm == "uncut"
+    assert "the learning rate is the same in every step" in no_op.message
+    assert list(found.as_json()["arms"][1]["fingerprints"]) == ["trunk_5", "trunk_10", "pretrain"]
 
 
 def test_plan_counts_every_step_of_the_trunk_once(corpus: Path) -> None:

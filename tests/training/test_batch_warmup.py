@@ -138,4 +138,9 @@ def test_finetunings_and_pruning_by_tokens_take_no_growing_batches(
     rest = "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-4, 1e-2]}}\n"
     rest += "optimize: [{metric: val/target_nll, direction: minimize}]\npruner: {kind: median, by: tokens}"
     with pytest.raises(InputError, match=r"pruner\.by: .* its batches grow, so equal steps are no equal tokens"):
-        load_sweep(write_sweep("rates", rest), [GROWING])
+        load_sweep(write_sweep("rates", rest), ["pretrain.training.batch_warmup={begin: 1, increment: 1, steps: 7}"])
+    searched = (
+        "space: {pretrain.training.batch_warmup.steps: {choice: [3, 6], when: {pretrain.training.optimizer.lr: 1}}}\n"
+    )
+    with pytest.raises(InputError, match="with batches that grow, equal steps are no equal tokens"):
+        load_sweep(write_sweep("steps", rest.replace(rest.split("\n")[0] + "\n", searched)))
