@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_llm.data.prepare import prepare
 from lit_llm.experiment.load import load_experiment
+from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.stage_config import save_stage_config
 from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.store.store import Stage, Store, read_metrics
@@ -15,8 +16,8 @@ from lit_llm.store.store import Stage, Store, read_metrics
 TIMED = ("throughput/",)
 
 
-def prepared_stage(store: Store, corpus: Path, preset: str, *overrides: str) -> Stage:
-    experiment = load_experiment(
+def tiny_experiment(corpus: Path, preset: str, *overrides: str) -> Experiment:
+    return load_experiment(
         preset,
         [
             "model.d_model=16", "model.vocabulary=258", "model.attention.heads=2", "model.feed_forward.d_ff=32",
@@ -27,6 +28,10 @@ def prepared_stage(store: Store, corpus: Path, preset: str, *overrides: str) -> 
             "pretrain.validation.sequences=8", *overrides,
         ],
     )  # fmt: skip
+
+
+def prepared_stage(store: Store, corpus: Path, preset: str, *overrides: str) -> Stage:
+    experiment = tiny_experiment(corpus, preset, *overrides)
     prepare(experiment.pretrain.data, store.data)
     return save_stage_config(store.open(), stage_graph(experiment)[0], experiment)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
@@ -88,14 +90,17 @@ def cut(
     seed: int,
     first: int,
     opening: Sequence[int] = (),
+    rows: int = 1,
 ) -> Batch:
     """Make examples of windows by an objective and collate them for a family.
 
     vocabulary: number of ids of the text, after which the objective's extra ids follow. Random choices for a window
-    depend on the seed and on its number; first: number of the first window. opening: ids before every source.
+    depend on the seed and on its number; first: number of the first window. opening: ids before every source. rows:
+    number of such rows in a window of the text, which draw otherwise than whole windows with their numbers.
     """
+    stream = "window" if rows == 1 else f"window in {rows}"
     examples = [
-        objective.example(window_T, np.random.default_rng(hashed(seed, "window", number)), vocabulary)
+        objective.example(window_T, np.random.default_rng(hashed(seed, stream, number)), vocabulary)
         for number, window_T in enumerate(windows_BT, first)
     ]
     sources, targets, counted = zip(*examples, strict=True)
@@ -121,26 +126,61 @@ class Batches(Dataset[Batch], ABC):
         return self.whole(k).share(self.rank, self.ranks)
 
 
+class Sizes(Protocol):
+    """Sizes of the batches of a training, which a warm-up lets grow."""
+
+    def sequences(self, steps: int) -> int:
+        """Number of windows in the batches of the first steps."""
+
+    def rows(self, step: int) -> int:
+        """Number of rows into which a window is cut in a step."""
+
+
+@dataclass(frozen=True)
+class EqualSizes:
+    """Batches of equally many whole windows."""
+
+    size: int
+
+    def sequences(self, steps: int) -> int:
+        return steps * self.size
+
+    def rows(self, step: int) -> int:
+        return 1
+
+
 class TrainBatches(Batches):
     """Windows of text, made into examples by an objective."""
 
     def __init__(
-        self, data: Prepared, objective: Objective, family: Family, masks: MasksConfig, seed: int, begin: int = 0
+        self,
+        data: Prepared,
+        objective: Objective,
+        family: Family,
+        masks: MasksConfig,
+        seed: int,
+        begin: int = 0,
+        sizes: Sizes | None = None,
     ) -> None:
-        """begin: number of windows that the training of the source model has read."""
+        """Make the batches.
+
+        begin: number of windows that the training of the source model has read. sizes: those of the batches; all equal
+        when absent.
+        """
         super().__init__(seed)
+        self.sizes = sizes or EqualSizes(data.config.batch_size)
         self.begin = begin
         self.windows = [Windows(data, source, "train") for source in data.sources]
         self.shares = tuple(source.share for source in data.sources)
         self.objective, self.family, self.masks = objective, family, masks
-        self.size, self.vocabulary = data.config.batch_size, data.config.tokenizer.vocabulary
+        self.vocabulary = data.config.tokenizer.vocabulary
 
     def places(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Windows of batch k: (numbers of the sources, numbers of the windows within them).
 
         The sources' shares are exact in each cycle. Each pass over a source's windows has a different order.
         """
-        positions = self.begin + np.arange(k * self.size, (k + 1) * self.size)
+        positions = self.begin + np.arange(self.sizes.sequences(k), self.sizes.sequences(k + 1))
         cycles, within = positions // sum(self.shares), positions % sum(self.shares)
         sources, indices = np.empty_like(positions), np.empty_like(positions)
         for number in np.unique(cycles).tolist():
@@ -157,18 +197,22 @@ class TrainBatches(Batches):
 
     def whole(self, k: int) -> Batch:
         sources, indices = self.places(k)
-        windows = np.empty((self.size, self.windows[0].length), dtype=np.int64)
+        windows = np.empty((len(sources), self.windows[0].length), dtype=np.int64)
         for source in np.unique(sources).tolist():
             windows[sources == source] = self.windows[source].read(indices[sources == source])
-        return cut(
-            windows,
+        rows = self.sizes.rows(k)
+        batch = cut(
+            windows.reshape(rows * len(sources), -1),
             self.objective,
             self.family,
             self.masks,
             vocabulary=self.vocabulary,
             seed=self.seed,
-            first=k * self.size,
+            first=rows * self.sizes.sequences(k),
+            rows=rows,
         )
+        batch.rows_of_window = rows
+        return batch
 
 
 class ExampleBatches(Batches):

@@ -45,8 +45,8 @@ class Cost:
     memory_bytes: int
     """Bytes of memory, of each device where a stage trains on several."""
     flops_per_step: float
-    """FLOPs of one pretraining step: forward and backward, with a teacher's forward pass. Steps that train only new
-    parameters count like all others, which overestimates them."""
+    """FLOPs of one pretraining step with a whole batch: forward and backward, with a teacher's forward pass. Steps that
+    train only new parameters count like all others, which overestimates them."""
     train_flops: float
     """FLOPs of the pretraining and those of its sources. The cost of a checkpoint is unknown and not included."""
     finetune_tokens: int = 0
@@ -182,11 +182,11 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
     """Parameters, FLOPs, cache, tokens and memory of one run of this experiment."""
     model, pretrain = resolve_model(experiment.model), experiment.pretrain
     data, training, objective = pretrain.data, pretrain.training, pretrain.objective
-    length, windows = data.sequence_length, data.batch_size * training.max_steps
+    length, windows = data.sequence_length, pretrain.windows(training.max_steps)
 
-    per_window = objective.average(length, lambda of: cost.train_flops(model, shape_of(experiment, of)))
-    if (teacher := teacher_of(experiment)) is not None:
-        per_window += objective.average(length, lambda of: cost.forward_flops(teacher, teacher_shape(of)))
+    flops_of_window = {rows: _flops_of_window(experiment, rows) for rows in {1, *windows}}
+    per_window = flops_of_window[1]
+    loss_tokens_of = {rows: rows * objective.average(length // rows, lambda of: of.target) for rows in windows}
     sources = [cost_of(source.seeded(experiment.seed)) for source in sources_of(experiment)]
     before = SourceCost(
         *(sum(getattr(each, name) for each in sources) for name in ("tokens", "loss_tokens", "train_flops"))
@@ -206,8 +206,8 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
         decode_flops_per_token=cost.decode_flops(model, prompt, generate),
         paper_flops_per_sequence=cost.paper_flops(model, length),
         cache=cost.cache_bytes(model, FLOAT32 if training.precision == "fp32" else BFLOAT16),
-        tokens=windows * length + before.tokens,
-        loss_tokens=round(windows * objective.average(length, lambda of: of.target)) + before.loss_tokens,
+        tokens=sum(windows.values()) * length + before.tokens,
+        loss_tokens=round(sum(count * loss_tokens_of[rows] for rows, count in windows.items())) + before.loss_tokens,
         memory_bytes=max(
             [
                 *(round(memory_of(experiment, stage)) for stage in experiment.trained),
@@ -216,13 +216,34 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
         ),
         device_memory_bytes=_device_memory(experiment),
         flops_per_step=per_window * data.batch_size,
-        train_flops=per_window * windows + before.train_flops,
+        train_flops=sum(flops_of_window[rows] * count for rows, count in windows.items()) + before.train_flops,
         finetune_tokens=tokens,
         finetune_flops=flops,
         active_parameters=parameters.active,
         before=before,
         generates=continues(experiment.model.family),
     )
+
+
+def _flops_of_window(experiment: Experiment, rows: int) -> float:
+    """FLOPs of a pretraining window that is cut into so many rows, forward and backward, with a teacher's forward."""
+    model, objective = resolve_model(experiment.model), experiment.pretrain.objective
+    length = experiment.pretrain.data.sequence_length // rows
+    flops = objective.average(length, lambda of: cost.train_flops(model, shape_of(experiment, of)))
+    if (teacher := teacher_of(experiment)) is not None:
+        flops += objective.average(length, lambda of: cost.forward_flops(teacher, teacher_shape(of)))
+    return rows * flops
+
+
+def whole_steps(experiment: Experiment) -> Callable[[int], float]:
+    """A function of a number of steps: the number of steps with whole batches of whole rows that take their FLOPs."""
+    pretrain = experiment.pretrain
+    if pretrain.training.sequence_warmup is None:
+        return pretrain.whole_batches
+    whole = _flops_of_window(experiment, 1)
+    shares = {rows: _flops_of_window(experiment, rows) / whole for rows in pretrain.windows(0)}
+    size = pretrain.data.batch_size
+    return lambda steps: sum(count * shares[rows] for rows, count in pretrain.windows(steps).items()) / size
 
 
 def _device_memory(experiment: Experiment) -> dict[str, int]:

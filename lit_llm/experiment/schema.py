@@ -77,9 +77,52 @@ class PretrainConfig(Section):
                 )
             )
         findings += _micro_batch_problems(self.training, self.data.batch_size)
+        findings += self._warmup_problems()
         if findings:
             raise config_error(*findings)
         return self
+
+    def _warmup_problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of batches and rows that cannot grow to their full size."""
+        batches, rows = self.training.batch_warmup, self.training.sequence_warmup
+        if batches and (found := batches.problem(self.data.batch_size, self.training.execution)):
+            yield f"training.batch_warmup.{found[0]}", found[1]
+        if rows is None:
+            return
+        key = "training.sequence_warmup"
+        if found := rows.problem(self.data.sequence_length):
+            yield f"{key}.{found[0]}", found[1]
+        elif self.data.tasks:
+            yield key, "a window of a synthetic task is one example, which would be cut; leave it out"
+        else:
+            for length in rows.lengths(self.data.sequence_length):
+                if problem := self.objective.problem(length):
+                    yield key, f"the objective cannot make an example of a row of {length} tokens: {problem}"
+                    return
+
+    def sequences(self, steps: int) -> int:
+        """Number of sequences in the batches of the first steps."""
+        warmup, size = self.training.batch_warmup, self.data.batch_size
+        return steps * size if warmup is None else warmup.sequences(steps, size)
+
+    def rows(self, step: int) -> int:
+        """Number of rows into which a window is cut in a step."""
+        warmup = self.training.sequence_warmup
+        return 1 if warmup is None else warmup.rows(step, self.data.sequence_length)
+
+    def windows(self, steps: int) -> dict[int, int]:
+        """{number of rows of a window: number of such windows in the first steps}."""
+        warmup = self.training.sequence_warmup
+        if warmup is None:
+            return {1: self.sequences(steps)}
+        ends = [min(end, steps) for end in warmup.ends(self.data.sequence_length)]
+        parts = zip([0, *ends], [*ends, steps], strict=True)
+        counts = [self.sequences(end) - self.sequences(begin) for begin, end in parts]
+        return {1 << shift: count for shift, count in enumerate(reversed(counts))}
+
+    def whole_batches(self, steps: int) -> float:
+        """The same, in whole batches."""
+        return steps if self.training.batch_warmup is None else self.sequences(steps) / self.data.batch_size
 
     def _task_problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of an objective that does not fit the synthetic tasks, or the text."""
@@ -116,6 +159,12 @@ class FinetuneConfig(Section):
             findings.append(
                 ("masks.intra_document", "an example sees itself alone anyway, so there is nothing to separate")
             )
+        if self.training.trunks:
+            message = "only a pretraining has a trunk from which others branch off; leave it out"
+            findings.append(("training.schedule.branch_at", message))
+        for key in ("batch_warmup", "sequence_warmup"):
+            if getattr(self.training, key):
+                findings.append((f"training.{key}", "only batches and rows of a pretraining grow; leave it out"))
         findings += _micro_batch_problems(self.training, self.data.batch_size)
         if findings:
             raise config_error(*findings)
@@ -207,6 +256,11 @@ class Pretrained(Section):
     def seeded(self, seed: int) -> Experiment:
         """The pretraining alone, as an experiment, with this seed."""
         return Experiment(model=self.model, adapt=self.adapt, pretrain=self.pretrain, seed=seed)
+
+    def trunk(self, steps: int, seed: int) -> Experiment:
+        """The pretraining's trunk up to a step, as an experiment, with this seed."""
+        pretrain = self.pretrain.model_copy(update={"training": self.pretrain.training.trunk(steps)})
+        return Experiment(model=self.model, adapt=self.adapt, pretrain=pretrain, seed=seed)
 
 
 class Checkpoint(Section):
@@ -318,11 +372,13 @@ def _adaptation_problems(pretrained: Pretrained, adapt: AdaptConfig) -> Iterator
     if problem := problem_of(target, models):
         yield f"adapt.from.{problem[0]}" if apart else "adapt.from", problem[1]
         return
-    steps, most = adapt.warmup_steps, pretrained.pretrain.training.max_steps
+    training = pretrained.pretrain.training
+    steps, most = adapt.warmup_steps, (training.trunks or (training.max_steps,))[0]
     if steps and not pretrained.adaptation.newly_initialised:
         yield "adapt.warmup_steps", "every parameter is taken over, so no other could be trained alone; leave it out"
     elif steps >= most:
-        yield "adapt.warmup_steps", f"{steps} leave none of the {most} steps to train all parameters"
+        before = " before the first branch" if training.trunks else ""
+        yield "adapt.warmup_steps", f"{steps} leave none of the {most} steps{before} to train all parameters"
     teacher = models["decoder"]
     if adapt.distill and (teacher.family != "decoder" or teacher.reads_marked):
         yield "adapt.distill", "the teacher reads source and target as one causal text: it has to be a causal decoder"

@@ -63,6 +63,8 @@ class Batch:
     """B x T ids."""
     weights: Tensor
     """B x T, 1 where the target counts and 0 elsewhere."""
+    rows_of_window: int = field(init=False, default=1)
+    """Number of rows of a window of the text, each an example."""
     places: Tensor = field(init=False)
     """N: the targets that count, as indices into B·T."""
     counts: list[int] = field(init=False)

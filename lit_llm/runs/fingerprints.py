@@ -110,12 +110,25 @@ def pretrain_fingerprint(experiment: Experiment) -> str:
 
     Names, paths and execution settings do not count.
     """
+    return _seeded_fingerprint(experiment, lambda: _pretraining(experiment))
+
+
+def trunk_fingerprint(experiment: Experiment, steps: int) -> str:
+    """Hash of all that decides the weights at a step of an experiment's trunk."""
+    return _seeded_fingerprint(experiment, lambda: _trunk(experiment.trunk(steps, experiment.seed)), steps)
+
+
+def _seeded_fingerprint(experiment: Experiment, content: Callable[[], dict[str, Any]], *part: object) -> str:
+    """Hash of the content of a pretraining, of the experiment's seed and its adaptation.
+
+    part: what decides the content besides the experiment's sections; the same object for all seeds.
+    """
     if (adapt := experiment.adapt) is None:
-        sections = (experiment.model, experiment.pretrain)
-        return from_template(sections, lambda: Template(_pretraining(experiment), "seed"), experiment.seed)
+        sections = (experiment.model, experiment.pretrain, *part)
+        return from_template(sections, lambda: Template(content(), "seed"), experiment.seed)
     distill = adapt.distill.model_dump(mode="json") if adapt.distill else None
     sources = {"from": source_fingerprints(experiment), "warmup_steps": adapt.warmup_steps, "distill": distill}
-    return fingerprint({**_pretraining(experiment), "seed": experiment.seed, "adapt": sources})
+    return fingerprint({**content(), "seed": experiment.seed, "adapt": sources})
 
 
 def _pretraining(experiment: Experiment) -> dict[str, Any]:
@@ -128,12 +141,23 @@ def _pretraining(experiment: Experiment) -> dict[str, Any]:
     del stage["training"]["execution"]
     for key in ("corpus", "tokenizer", "validation_fraction", "test_fraction", "near_duplicates"):
         del stage["data"][key]
-    return {
+    content: dict[str, Any] = {
         "stage": "pretrain",
         "model": resolve_model(experiment.model).model_dump(mode="json"),
         "pretrain": stage,
         "data": digest_of_data(experiment),
     }
+    if trunks := pretrain.training.trunks:
+        del stage["training"]["schedule"]["branch_at"]
+        content["trunk"] = trunks[-1]  # the other steps decide nothing
+    return content
+
+
+def _trunk(experiment: Experiment) -> dict[str, Any]:
+    """What a trunk depends on, but for the seed; it has no validations."""
+    content = _pretraining(experiment)
+    del content["pretrain"]["validation"]
+    return {**content, "stage": "trunk"}
 
 
 def source_fingerprints(experiment: Experiment) -> dict[Side, str]:

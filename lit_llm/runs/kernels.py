@@ -111,7 +111,9 @@ def training_of(experiment: Experiment, stage: Trained) -> TrainingConfig:
 def lengths_vary(experiment: Experiment, stage: Trained) -> bool:
     """Whether the numbers of tokens in a row of source or target differ between the batches of a stage."""
     pretrain = experiment.pretrain
-    return stage == "finetune" or len(set(pretrain.objective.extremes(pretrain.data.sequence_length))) > 1
+    if stage == "finetune" or pretrain.training.sequence_warmup is not None:
+        return True
+    return len(set(pretrain.objective.extremes(pretrain.data.sequence_length))) > 1
 
 
 def _uncompiled_part(experiment: Experiment, stage: Trained) -> str:

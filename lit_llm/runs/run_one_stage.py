@@ -73,8 +73,8 @@ def _run_claimed(
             stage.set_state("interrupted", result["error"])
         else:
             stage.finish({**result, "retries": stage.retries()})
-            # Only a resume needs the optimiser state, and a result is final.
-            remove_checkpoints(stage.checkpoints)
+            # Only a resume needs the optimiser state, and a result is final; branches begin with a trunk's.
+            remove_checkpoints(stage.checkpoints, keep_last=stage.is_trunk)
     except Exception as error:
         return _record_error(error, stage, store, should_stop)
     return result["state"]

@@ -17,7 +17,7 @@ from lit_llm.runs.fingerprints import (
     source_fingerprints,
 )
 from lit_llm.runs.provenance import provenance
-from lit_llm.runs.stage_graph import Kind, StageNode
+from lit_llm.runs.stage_graph import PRETRAINS, Kind, StageNode
 from lit_llm.store.files import Damaged, is_signed, read_verified, with_digest
 from lit_llm.store.store import Stage, Store, write_text
 
@@ -28,11 +28,12 @@ class StageConfig:
 
     kind: Kind
     after: Trained
-    """The stage that an evaluation follows; for a stage that trains, itself."""
+    """The stage that an evaluation follows; for a stage that trains, itself; for a trunk, the one that it begins."""
     evaluation: str
     """Name of the evaluation; empty for a stage that trains."""
     parent: str
-    """Fingerprint of the stage with the initial weights, the decoder's of two; empty without one."""
+    """Fingerprint of the stage with the initial weights, the decoder's of two, or of the trunk to go on from; empty
+    without one."""
     origins: Mapping[str, str]
     """{side: fingerprint or checkpoint digest of its initial weights} of an adapted pretraining."""
     data: str
@@ -54,9 +55,9 @@ def save_stage_config(store: Store, node: StageNode, experiment: Experiment) -> 
         "after": node.after,
         "evaluation": node.evaluation,
         "parent": node.parent,
-        "origins": dict(source_fingerprints(experiment)) if node.kind == "pretrain" else {},
+        "origins": dict(source_fingerprints(experiment)) if node.kind in PRETRAINS else {},
         "data": digest_of_data(experiment),
-        "examples": digest_of_examples(experiment) if node.kind != "pretrain" else "",
+        "examples": digest_of_examples(experiment) if node.kind not in PRETRAINS else "",
         "texts": digests_of_texts(experiment) if node.evaluation == "likelihood" else {},
         "tasks": digest_of_tasks(experiment) if node.evaluation == "tasks" else "",
         "experiment": experiment.model_dump(mode="json"),

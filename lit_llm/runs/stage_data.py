@@ -33,7 +33,7 @@ def pretraining_data(experiment: Experiment, data: Prepared) -> StageData:
     """What the pretraining reads."""
     section, family = experiment.pretrain, experiment.model.family
     begin = windows_before(experiment)
-    batches = TrainBatches(data, section.objective, family, section.masks, experiment.seed, begin)
+    batches = TrainBatches(data, section.objective, family, section.masks, experiment.seed, begin, section)
     held_out = partial(Validation, section.validation, data, section.objective, family, section.masks)
     return StageData(
         batches,

@@ -1,12 +1,14 @@
 """The graph of an experiment's stages: pretrain, finetune, and evaluations after either.
 
 ```
-[source ─] pretrain ─┬─ likelihood after pretrain, tasks after pretrain ...
-                     └─ finetune ── likelihood after finetune, tasks after finetune ...
+[source ─] [trunk ─] pretrain ─┬─ likelihood after pretrain, tasks after pretrain ...
+                               └─ finetune ── likelihood after finetune, tasks after finetune ...
 ```
 A stage's fingerprint includes its parent's, so experiments that agree up to a stage share all stages before it. A
 source is the pretraining of a model that an experiment is adapted from. It may have a source too; an encoder-decoder
-may have one for each side.
+may have one for each side. A trunk is the first part of a pretraining that other experiments share
+(`schedule.branch_at`), with one stage for each step where they branch off. Its fingerprint says where it ends, not
+where the stages before it end, which decide nothing.
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ from lit_llm.runs.fingerprints import (
     from_template,
     pretrain_fingerprint,
     source_fingerprints,
+    trunk_fingerprint,
     version_or_none,
 )
 
-Kind = Literal["pretrain", "finetune", "evaluate"]
+Kind = Literal["trunk", "pretrain", "finetune", "evaluate"]
+PRETRAINS: tuple[Kind, ...] = ("trunk", "pretrain")
+"""Kinds of the stages of a pretraining."""
 
 
 SOURCE, ENCODER_SOURCE = "source/", "encoder_source/"
@@ -68,19 +73,25 @@ class StageNode:
     parent: str = ""
     """Fingerprint of the stage with the initial weights, the decoder's of two sources; empty for the first."""
     after: Trained = "pretrain"
-    """The stage that an evaluation follows; for a stage that trains, itself."""
+    """The stage that an evaluation follows; for a stage that trains, itself; for a trunk, the one that it begins."""
     evaluation: str = ""
     """Section of the evaluation; empty for a stage that trains."""
     parents: tuple[str, ...] = ()
     """Fingerprints of all stages that it needs, `parent` included."""
     source: Experiment | None = field(default=None, repr=False, compare=False)
-    """The experiment of a source; None for a stage of the run's own experiment."""
+    """The experiment of a source or of a trunk; None for a stage of the run's own experiment."""
     place: str = ""
     """Prefix of a source's metrics: `source/`, or `encoder_source/` for a source of the encoder alone."""
+    begin: int = 0
+    """Step of a trunk from which it goes on; 0 without one."""
+    steps_after_trunk: int = 0
+    """Steps that it trains after that step; 0 without a trunk."""
 
     @property
     def name(self) -> str:
         """Name of the stage in tables, and its key in `plan --json`."""
+        if self.kind == "trunk" and self.source is not None:
+            return f"{self.place}trunk_{self.source.pretrain.training.max_steps}"
         if self.source is not None:
             return self.place.rstrip("/")
         return f"{self.evaluation} after {self.after}" if self.kind == "evaluate" else self.kind
@@ -88,6 +99,8 @@ class StageNode:
     @property
     def scope(self) -> str:
         """Prefix of the stage's metrics among those of all stages, evaluation included."""
+        if self.kind == "trunk":  # of none, as they are also the pretraining's
+            return f"{self.name}/"
         return f"{self.prefix}{self.evaluation}/" if self.kind == "evaluate" else self.prefix
 
     @property
@@ -101,9 +114,12 @@ def stage_graph(experiment: Experiment) -> tuple[StageNode, ...]:
     nodes = _sources(experiment)
     parents = _parents(experiment)
     for stage in experiment.trained:
-        parent = parents[0] if parents else ""
-        trained = pretrain_fingerprint(experiment) if stage == "pretrain" else _finetune_fingerprint(experiment, parent)
-        nodes.append(StageNode(stage, trained, parent, stage, parents=parents))
+        if stage == "pretrain":
+            nodes += _pretraining(experiment, parents)
+        else:
+            tuned = _finetune_fingerprint(experiment, parents[0])
+            nodes.append(StageNode(stage, tuned, parents[0], stage, parents=parents))
+        trained = nodes[-1].fingerprint
         for name in experiment.evaluations(stage):
             evaluated = _evaluate_fingerprint(experiment, trained, name)
             nodes.append(StageNode("evaluate", evaluated, trained, stage, name, parents=(trained,)))
@@ -111,14 +127,43 @@ def stage_graph(experiment: Experiment) -> tuple[StageNode, ...]:
     return tuple(nodes)
 
 
+def _pretraining(
+    experiment: Experiment, sources: tuple[str, ...], source: Experiment | None = None, place: str = ""
+) -> list[StageNode]:
+    """The stages of a pretraining: its trunk, where it has one, and the rest.
+
+    sources: fingerprints of its sources. source, place: those of the rest's node.
+    """
+    nodes, parents, begin = list[StageNode](), sources, 0
+
+    def node(kind: Kind, name: str, source: Experiment | None, end: int) -> StageNode:
+        parent, rest = parents[0] if parents else "", end - begin if begin else 0
+        return StageNode(
+            kind,
+            name,
+            parent,
+            parents=parents,
+            source=source,
+            place=place,
+            begin=begin,
+            steps_after_trunk=rest,
+        )
+
+    training = experiment.pretrain.training
+    for steps in training.trunks:
+        name, trunk = trunk_fingerprint(experiment, steps), experiment.trunk(steps, experiment.seed)
+        nodes.append(node("trunk", name, trunk, steps))
+        parents, begin = (name, *sources), steps
+    parents = parents[:1] if nodes else parents  # the trunk stands for its sources
+    return [*nodes, node("pretrain", pretrain_fingerprint(experiment), source, training.max_steps)]
+
+
 def _sources(experiment: Experiment, place: str = "") -> list[StageNode]:
     """Source pretrainings of an experiment, each once, after its own sources."""
     nodes: dict[str, StageNode] = {}
     for side, given in (experiment.adapt.experiments if experiment.adapt else {}).items():
         source, at = given.seeded(experiment.seed), f"{place}{ENCODER_SOURCE if side == 'encoder' else SOURCE}"
-        parents, name = _parents(source), pretrain_fingerprint(source)
-        node = StageNode("pretrain", name, parents[0] if parents else "", parents=parents, source=source, place=at)
-        for each in (*_sources(source, at), node):
+        for each in (*_sources(source, at), *_pretraining(source, _parents(source), source, at)):
             nodes.setdefault(each.fingerprint, each)
     return list(nodes.values())
 

@@ -24,7 +24,7 @@ from lit_llm.evaluation.final import FinalEvaluation
 from lit_llm.evaluation.result import EvaluationResult, Progress
 from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.evaluation.unit_losses import write_losses
-from lit_llm.experiment.cost import cost_of, example_flops
+from lit_llm.experiment.cost import cost_of, example_flops, whole_steps
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
@@ -33,15 +33,16 @@ from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.ranks import LostRank, started_ranks
 from lit_llm.runs.stage_config import StageConfig
 from lit_llm.runs.stage_data import StageData, finetuning_data, pretraining_data
-from lit_llm.runs.trained_model import open_finished, write_weights
+from lit_llm.runs.trained_model import end_of_trunk, open_finished, trunk_before, write_weights
 from lit_llm.runs.trainer_parts import in_force
 from lit_llm.runs.warm_start import load_source_weights
 from lit_llm.store.files import Damaged, remove
 from lit_llm.store.store import SCHEMA, MetricsFile, Stage, Store, finite, read_json, write_json, write_text
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
 from lit_llm.training.devices import DeviceGroup
-from lit_llm.training.fit import Evaluate, ShouldPrune, StepCost, TrainResult, accelerator_of, fit
+from lit_llm.training.fit import Evaluate, ShouldPrune, TrainResult, accelerator_of, fit
 from lit_llm.training.module import WarmStart
+from lit_llm.training.throughput import StepCost
 
 ShouldStop = Callable[[], bool]
 
@@ -58,16 +59,23 @@ class Control:
 
 
 def pretrain(frozen: StageConfig, stage: Stage, store: Store, control: Control) -> dict[str, Any]:
-    """Train an experiment's `pretrain` section, from random weights or from those of other models."""
+    """Train an experiment's `pretrain` section, from random weights or from those of other models; or its trunk.
+
+    After a trunk it goes on from the trunk's last checkpoint, as if it had been interrupted there.
+    """
     experiment, section = frozen.experiment, frozen.experiment.pretrain
     torch.set_num_threads(section.training.execution.threads)
     data = pretraining_data(experiment, open_prepared(section.data, store.data, frozen.data))
     size = section.data.batch_size * section.data.sequence_length
     cost = cost_of(experiment)
-    step_cost = StepCost(size, cost.flops_per_step, cost.before.tokens, cost.before.train_flops)
+    before, steps = cost.before, (section.whole_batches, whole_steps(experiment))
+    step_cost = StepCost(size, cost.flops_per_step, before.tokens, before.train_flops, *steps)
     model = build_model(experiment.model, experiment.seed)
     warm_start, weights = load_source_weights(model, frozen, store)
-    return _train("pretrain", frozen, stage, model, data, step_cost, control, weights, warm_start)
+    trunk = trunk_before(frozen, store)
+    if trunk is not None and frozen.kind == "pretrain":
+        weights = (trunk.result() or {}).get("weights")
+    return _train("pretrain", frozen, stage, model, data, step_cost, control, weights, warm_start, trunk)
 
 
 def finetune(frozen: StageConfig, stage: Stage, store: Store, control: Control) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def evaluate(frozen: StageConfig, stage: Stage, store: Store, control: Control) 
     return result | {"metrics": evaluation.metrics, "finished": finished, "seconds": {"evaluation": finished - started}}
 
 
-STAGES = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
+STAGES = {"trunk": pretrain, "pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
 """{kind of a stage: its function}."""
 
 
@@ -231,10 +239,15 @@ def _train(
     control: Control,
     weights: str | None = None,
     warm_start: WarmStart | None = None,
+    trunk: Stage | None = None,
 ) -> dict[str, Any]:
-    """Train one stage. Returns the result for result.json. weights: digest of the initial weights."""
+    """Train one stage. Returns the result for result.json.
+
+    weights: digest of the initial weights. trunk: the stage whose last checkpoint it goes on from.
+    """
     started = time.time()
     experiment, section = frozen.experiment, frozen.experiment.section(name)
+    branches = frozen.kind == "trunk"
     if control.follows is None:
         training = training_of(experiment, name)
     else:
@@ -251,9 +264,11 @@ def _train(
         step_cost=step_cost,
         evaluate=data.evaluate,
         final=final,
-        evaluate_times=section.validation.times,
+        evaluate_times=0 if branches else section.validation.times,
         metrics_file=stage.metrics_file,
         checkpoints=stage.checkpoints,
+        trunk=lambda: None if trunk is None else end_of_trunk(trunk),
+        branches=branches,
         warm_start=warm_start,
         lengths_vary=lengths_vary(experiment, name),
         additions=additions,
@@ -273,7 +288,8 @@ def _train(
     before = 0.0
     try:
         with started_ranks(stage, training.execution) as group:
-            initial = _before_training(model, section.training, data.evaluate, stage)
+            if not branches:
+                initial = _before_training(model, section.training, data.evaluate, stage)
             before = time.perf_counter() - began
             fitted = train(
                 should_stop=control.should_stop,
@@ -284,15 +300,19 @@ def _train(
             )
     except LostRank as lost:
         fitted = TrainResult("interrupted", 0, error=str(lost), seconds={"training": 0.0, "evaluation": 0.0})
+    if fitted.stopped_by and branches:
+        message = f"{fitted.stopped_by} ended the trunk at step {fitted.steps} of {training.max_steps}, before its end"
+        raise RuntimeError(f"{message}, where branches begin; leave out the callback, or `schedule.branch_at`")
     if fitted.stopped_by:
         stage.note(f"{fitted.stopped_by} ended it at step {fitted.steps} of {training.max_steps}")
     digest = None
     if fitted.state == "done":
         digest = write_weights(stage, fitted.weights)
-        write_losses(stage.losses_file, final.losses, stage.check_claim)
+        if not branches:
+            write_losses(stage.losses_file, final.losses, stage.check_claim)
     return {
         "schema": SCHEMA,
-        "stage": name,
+        "stage": frozen.kind,
         "state": fitted.state,
         "error": fitted.error,
         "stopped_by": fitted.stopped_by,
@@ -300,9 +320,9 @@ def _train(
         "metrics": fitted.metrics,
         "initial": initial,
         "weights": digest,
-        "tokens": fitted.steps * step_cost.tokens,
+        "tokens": round(step_cost.batches(fitted.steps) * step_cost.tokens),
         "loss_tokens": fitted.loss_tokens,
-        "flops": fitted.steps * step_cost.flops,
+        "flops": step_cost.whole_steps(fitted.steps) * step_cost.flops,
         "parameters": cost_of(experiment).parameters,
         "seconds": {**fitted.seconds, "evaluation": fitted.seconds["evaluation"] + before},
         "started": started,

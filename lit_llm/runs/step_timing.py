@@ -47,6 +47,8 @@ WARM_UP, TIMED = 2, 3
 """Steps before the measurement, and measured steps, of which the median counts."""
 WINDOW_SECONDS = 1.5
 """Shortest time over which steps are counted for a throughput."""
+UNTIMED = {"max_steps", "schedule", "batch_warmup", "sequence_warmup"}
+"""Keys of a training that do not decide the time of a step."""
 MANY_STEPS = 10**6
 """Steps of a training that the time window ends earlier."""
 
@@ -94,7 +96,7 @@ class TimedStep:
     def key(self) -> str:
         """Fingerprint of all that decides a step's time: model, objective, batch, training and machine."""
         section = self.experiment.section(self.stage)
-        data, training = section.data, section.training.model_dump(mode="json", exclude={"max_steps", "schedule"})
+        data, training = section.data, section.training.model_dump(mode="json", exclude=UNTIMED)
         training["optimizer"] = section.training.optimizer.kind
         training["execution"]["kernels"] = kernels_of(self.experiment, self.stage).name
         sizes = ("batch_size", "sequence_length", "input_length", "target_length", "packing")
@@ -289,7 +291,8 @@ def train_on_random_tokens(
         after_step: Called after each step; returns True to stop.
         steps: Number of steps; the training's own when absent.
     """
-    from lit_llm.training.fit import StepCost, fit
+    from lit_llm.training.fit import fit
+    from lit_llm.training.throughput import StepCost
 
     training = training_of(experiment, stage)
     alone = training.execution.model_copy(update={"devices": 1, "nodes": 1})

@@ -1,6 +1,6 @@
 """Estimated duration of an experiment on this machine, from timed steps. Loads no torch.
 
-    run        = start + steps x step + validations (forward only: a third of a step for as many windows)
+    run        = start + whole steps x step + validations (forward only: a third of a step for as many windows)
     evaluation = start + a third of a step for as many tokens; attention analysis costs some more passes
 
 Left out: communication between devices, tokenising a corpus for the first time, checkpoints, waiting for data, the
@@ -15,12 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lit_llm.data.config import Mixture
-from lit_llm.experiment.cost import shape_of, teacher_of, teacher_shape
+from lit_llm.experiment.cost import shape_of, teacher_of, teacher_shape, whole_steps
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.cost import forward_flops, train_flops
 from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.base import AnyObjective
 from lit_llm.runs.kernels import gpu_memory
+from lit_llm.training.schedules import evaluation_steps
 
 START_SECONDS = 0.2
 """Seconds of a run outside its steps and validations, forked from a server with all imports: 0.16 s in
@@ -75,6 +76,7 @@ def seconds_of(
     steps: Mapping[Trained, float],
     padded: PaddedBatch | None = None,
     held_out: Mapping[str, int] | None = None,
+    begin: int = 0,
 ) -> Seconds:
     """Seconds of one run of this experiment.
 
@@ -83,6 +85,7 @@ def seconds_of(
         steps: {stage that trains: seconds of one optimiser step}, on rows of the largest length.
         padded: Mean sizes of a finetuning batch; the largest sizes when None.
         held_out: {source: its validation tokens}; enough for every evaluation when None.
+        begin: Step of a trunk from which the pretraining goes on.
     """
     pretrain = experiment.pretrain
     data, training, validation = pretrain.data, pretrain.training, pretrain.validation
@@ -98,8 +101,9 @@ def seconds_of(
         windows * window + (len(ways) - 1) * validation.sequences * window
         for windows in _final_windows(experiment, held_out)
     )
-    times = min(validation.times, training.max_steps)  # one before the first step; the last one is another
-    run = START_SECONDS + training.max_steps * step + times * once + final
+    # One before the first step; the last one is another. A trunk has none.
+    times = 1 + sum(begin < at < training.max_steps for at in evaluation_steps(validation.times, training.max_steps))
+    run = START_SECONDS + _whole_steps(experiment, begin) * step + times * once + final
     token = window / data.sequence_length
     evaluations = {
         f"{name} after {stage}": START_SECONDS
@@ -110,6 +114,17 @@ def seconds_of(
     }
     finetune = _finetune_seconds(experiment, steps.get("finetune", 0.0), padded)
     return Seconds(step, once, run, finetune, evaluations, final=final)
+
+
+def trunk_seconds(experiment: Experiment, step: float, begin: int) -> float:
+    """Seconds of a trunk from a step on, without validations. step: seconds of one step without a teacher."""
+    return START_SECONDS + _whole_steps(experiment, begin) * step * _teacher_factor(experiment)
+
+
+def _whole_steps(experiment: Experiment, begin: int) -> float:
+    """Steps of the pretraining from a step on, those of a warm-up by their FLOPs. Branches begin after it."""
+    steps = experiment.pretrain.training.max_steps
+    return steps - begin if begin else whole_steps(experiment)(steps)
 
 
 def _teacher_factor(experiment: Experiment) -> float:

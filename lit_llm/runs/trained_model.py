@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.schema import Experiment
 from lit_llm.objectives.config import BOS, MasksConfig, continues
-from lit_llm.runs.stage_config import load_stage_config
+from lit_llm.runs.stage_config import StageConfig, load_stage_config
+from lit_llm.runs.stage_graph import PRETRAINS
 from lit_llm.store.files import Damaged, check_digest, file_digest, replacing
 from lit_llm.store.store import FINAL, RECOMPUTE, Stage, Store
 
@@ -152,12 +153,36 @@ def check_weights(stage: Stage) -> None:
 
 
 def has_lost_weights(stage: Stage) -> bool:
-    """Whether a finished stage's weights are damaged or gone."""
+    """Whether a finished stage's weights, or the last checkpoint of a trunk, are damaged or gone."""
     try:
         check_weights(stage)
-    except Damaged:
+        if stage.is_trunk:
+            end_of_trunk(stage)
+    except (Damaged, InputError):
         return True
     return False
+
+
+def trunk_before(frozen: StageConfig, store: Store) -> Stage | None:
+    """The trunk whose end a stage goes on from; None for a stage that begins otherwise."""
+    if frozen.kind not in PRETRAINS or not frozen.parent:
+        return None
+    stage = store.stage(frozen.parent)
+    return stage if load_stage_config(stage).kind == "trunk" else None
+
+
+def end_of_trunk(stage: Stage) -> Path:
+    """The last checkpoint of a finished trunk. Raises InputError where it is damaged or gone."""
+    from lit_llm.training.checkpoints import LAST, check_checkpoint
+
+    path = stage.checkpoints / LAST
+    try:
+        if not path.exists():
+            raise Damaged(path, "is missing")
+        check_checkpoint(path)
+    except Damaged as damage:
+        raise InputError(Problem(f"{damage}; {RECOMPUTE}")) from None
+    return path
 
 
 def open_finished(store: Store, fingerprint: str) -> Finished:

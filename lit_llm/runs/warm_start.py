@@ -73,6 +73,6 @@ def windows_before(experiment: Experiment) -> int:
         given = source.pretrain.data
         same = ("corpus", "tokenizer", "validation_fraction", "test_fraction", "near_duplicates", "sequence_length")
         if all(getattr(given, key) == getattr(data, key) for key in same):
-            read = given.batch_size * source.pretrain.training.max_steps
+            read = source.pretrain.sequences(source.pretrain.training.max_steps)
             before = max(before, read + windows_before(source.seeded(experiment.seed)))
     return before

@@ -169,6 +169,8 @@ def _stage_garbage(stage: Stage, needed: set[str] | None) -> Iterator[Garbage]:
         return
     for name in ("last.ckpt", "previous.ckpt"):
         state = stage.checkpoints / name
+        if name == "last.ckpt" and stage.is_trunk:
+            continue
         if state.exists() and stage.result() is not None:  # only a resume needs it, and a result is final
             yield _item(state, "optimiser state of a finished stage")
     work = [*stage.folder.glob(".*"), *stage.folder.glob("config.[0-9]*"), stage.folder / "metrics.tmp"]

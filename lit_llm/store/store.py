@@ -4,7 +4,7 @@ stages/<fingerprint>/
     config.yaml      the frozen configuration
     metrics.jsonl    one line per logged step, appended while it runs
     state.json       current state, for observers
-    checkpoints/     state for a resume; the weights when finished
+    checkpoints/     state for a resume; the weights when finished, and a trunk's last state
     progress.json    progress of an evaluation, which has no steps
     losses.jsonl     losses of single documents or examples, by the last evaluation of a training
     rows.jsonl       records of an evaluation
@@ -193,6 +193,12 @@ class Stage:
             return self._verified_result()
         except Damaged:
             return None
+
+    @property
+    def is_trunk(self) -> bool:
+        """True for a finished trunk, whose last checkpoint other stages begin with."""
+        result = self.result() or {}
+        return result.get("stage") == "trunk" and result.get("state") == "done"
 
     def _verified_result(self) -> dict[str, Any] | None:
         """The finished result, or None. Raises Damaged for a damaged result or record."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from lit_llm.config.problems import InputError, Problem
@@ -18,7 +18,12 @@ BYTES_OF_TEXT = 8
 """Bytes of text per token: more than any tokenizer has on average."""
 
 
-def check_free_space(store: Store, stages: Iterable[tuple[Experiment, Trained, Stage]], max_parallel: int) -> None:
+def check_free_space(
+    store: Store,
+    stages: Iterable[tuple[Experiment, Trained, Stage]],
+    max_parallel: int,
+    trunks: Collection[str] = (),
+) -> None:
     """Raise InputError, with the numbers, where the disk is clearly too small for the stages without a result.
 
     It counts a lower bound: the weights of these stages, the checkpoints of the largest `max_parallel` of them, and
@@ -26,9 +31,10 @@ def check_free_space(store: Store, stages: Iterable[tuple[Experiment, Trained, S
 
     Args:
         stages: stages that train, as (experiment, section, place in the store).
+        trunks: fingerprints of those that keep their last checkpoint.
     """
     todo = {stage.fingerprint: (one, after, stage) for one, after, stage in stages if stage.result() is None}
-    weights, checkpoints, sizes = 0.0, list[float](), dict[str, tuple[float, float]]()
+    weights, checkpoints, sizes = 0.0, list[float](), dict[str, tuple[float, float, int]]()
     for experiment, after, stage in todo.values():
         training = experiment.section(after).training
         key = f"{experiment.model.model_dump_json()} {training.model_dump_json()}"
@@ -36,10 +42,12 @@ def check_free_space(store: Store, stages: Iterable[tuple[Experiment, Trained, S
             model = resolve_model(experiment.model)
             # The last and the one before are kept until the next is whole.
             written = min(3, (training.max_steps - 1) // training.execution.checkpoint_every)
-            sizes[key] = weights_bytes(model), written * checkpoint_bytes(model, training)
+            sizes[key] = weights_bytes(model), checkpoint_bytes(model, training), written
         kept = [stage.checkpoints / name for name in ("last.ckpt", "previous.ckpt")]
-        weights += sizes[key][0]
-        checkpoints.append(max(0.0, sizes[key][1] - sum(file.stat().st_size for file in kept if file.exists())))
+        of_weights, of_checkpoint, count = sizes[key]
+        weights += of_weights + of_checkpoint * (stage.fingerprint in trunks)
+        on_disk = sum(file.stat().st_size for file in kept if file.exists())
+        checkpoints.append(max(0.0, count * of_checkpoint - on_disk))
     running = sum(sorted(checkpoints, reverse=True)[:max_parallel])
     texts = _bytes_of_tokens({digest_of_data(one): one for one, *_ in todo.values()}, store.data)
     needed, free = weights + running + texts, free_bytes(store.root)

@@ -13,8 +13,9 @@ from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.runs.kernels import compiled_saves
 from lit_llm.runs.leaks import prepared_examples
+from lit_llm.runs.stage_graph import StageNode
 from lit_llm.runs.step_timing import StepTiming, TimedStep, cached, setting_of
-from lit_llm.runs.time_estimate import PaddedBatch, available_memory, makespan, seconds_of
+from lit_llm.runs.time_estimate import PaddedBatch, available_memory, makespan, seconds_of, trunk_seconds
 from lit_llm.store.store import Stage, Store
 from lit_llm.studies.audit.findings import Finding
 from lit_llm.studies.plan import Estimate, Plan, PlannedArm
@@ -86,14 +87,19 @@ def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], 
         experiment, steps = planned.arm.experiment, _steps(planned, used)
         seconds: dict[str, float] = {name: timings[timed.key].seconds for name, timed in steps.items()}
         trained = {stage: seconds[stage] for stage in experiment.trained}
+        nodes = {node.name: node for node in planned.stage_graphs[0]}
         seconds_of_run = seconds_of(
-            experiment, trained, _padded_batch(experiment, store), _validation_tokens(experiment, store)
+            experiment,
+            trained,
+            _padded_batch(experiment, store),
+            _validation_tokens(experiment, store),
+            nodes["pretrain"].begin,
         )
         # Runs are timed with a core for each thread; more threads than cores take turns.
         setting = steps["pretrain"].setting
         turns = max(1.0, used * setting.threads / cores()) if setting.device == "cpu" else 1
         before = {
-            name: seconds_of(timed.experiment, {"pretrain": seconds[name]}).run
+            name: _seconds_before(nodes[name], timed.experiment, seconds[name])
             for name, timed in steps.items()
             if name not in trained
         }
@@ -119,6 +125,13 @@ def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], 
     if not done:  # finished results would be stale
         findings = (*findings, *_compiling_pays(saved))
     return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, measured))
+
+
+def _seconds_before(node: StageNode, experiment: Experiment, step: float) -> float:
+    """Seconds of a source or a trunk. step: seconds of one step."""
+    if node.kind == "trunk":
+        return trunk_seconds(experiment, step, node.begin)
+    return seconds_of(experiment, {"pretrain": step}, begin=node.begin).run
 
 
 def _compiling_pays(saved: Sequence[tuple[PlannedArm, Trained, float]]) -> Iterator[Finding]:

@@ -276,6 +276,11 @@ def _matched(ablation: Ablation, document: ConfigNode) -> Ablation:
     if by != "none" and any(_undoes_factor(moves, arm, ablation.root(arm)) for arm in ablation.arms):
         location = document.location_of(["match", "by"])
         raise InputError(Problem(f"{by} moves {moves}, which is a factor of the study too", "match.by", location))
+    if by not in ("none", "parameters") and any(arm.experiment.pretrain.training.trunks for arm in ablation.arms):
+        message = (
+            f"{by} moves max_steps, and so the step where the decay begins, which `branch_at` sets; use `by: none`"
+        )
+        raise InputError(Problem(message, "match.by", document.location_of(["match", "by"])))
     arms = []
     for arm in ablation.arms:
         if arm.name != arm.baseline:

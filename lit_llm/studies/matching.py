@@ -1,6 +1,6 @@
 """Matches an arm with its baseline in one quantity, by moving the key that sets it.
 
-tokens, loss_tokens, train_flops: `max_steps`, with warm-up and decay scaled along, an adaptation's warm-up too.
+tokens, loss_tokens, train_flops: `max_steps`, with warm-ups and decay scaled along, an adaptation's warm-up too.
 parameters: `d_ff`, in steps of 8 below d_model 512 and of 64 above. The audit refuses a residual above 1%.
 """
 
@@ -68,9 +68,15 @@ def _lengths(arm: Experiment, by: By, wanted: float) -> list[Experiment]:
     for steps in {max(least, int(exact)), max(least, int(exact) + 1)}:
         ratio = steps / training.max_steps
         schedule = training.schedule.scaled(ratio)
-        keys = {"max_steps": steps, "schedule": schedule.model_dump(mode="json")}
+        keys: dict[str, Any] = {"max_steps": steps, "schedule": schedule.model_dump(mode="json")}
         if (averaging := training.weight_averaging) is not None:
             keys["weight_averaging"] = averaging.scaled(ratio).model_dump(mode="json")
+        if warmup := training.batch_warmup:
+            fewest = warmup.sizes(arm.pretrain.data.batch_size)
+            keys["batch_warmup"] = {"steps": max(fewest, round(warmup.steps * ratio))}
+        if rows := training.sequence_warmup:
+            fewest = rows.doublings(arm.pretrain.data.sequence_length)
+            keys["sequence_warmup"] = {"steps": max(fewest, round(rows.steps * ratio))}
         moved = at("pretrain.training", tree(keys))
         if alone:
             moved = merge(moved, at("adapt.warmup_steps", tree(max(1, min(steps - 1, round(alone * ratio))))))

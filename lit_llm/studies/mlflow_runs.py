@@ -36,7 +36,7 @@ def record(run: Run, place: int = 0, colour: str = "") -> RunRecord:
         state=status["state"],
         params=run.params,
         config_yaml=run.config_yaml,
-        metrics=[(step.node.prefix, step.stage.metrics_file) for step in run.steps],
+        metrics=[(step.node.prefix, step.stage.metrics_file) for step in run.steps],  # a trunk's steps count once
         error=status.get("error"),
         tags={f"lit_llm.{key}": str(value) for key, value in latest.items() if key not in ("code", "weights")}
         | ({COLOUR: colour} if colour else {}),

@@ -167,7 +167,8 @@ def run_study(
             raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
         sync = open_sync(store, name, tracking, description(planned, store), tags_of(planned, store))
         trained = [(run.experiment_at(step), step.node.after, step.stage) for run in chosen for step in run.trained]
-        check_free_space(store, trained, max_parallel)
+        trunks = {step.node.fingerprint for run in chosen for step in run.trained if step.node.kind == "trunk"}
+        check_free_space(store, trained, max_parallel, trunks)
         store.open()
         study = _StudyRun(planned, store, observer, runs, chosen, only)
         with disk_errors(store) as disk, ExitStack() as stack:

@@ -102,11 +102,16 @@ class Run:
 
     def metrics(self) -> dict[str, float]:
         """The metrics of all finished stages, each under its prefix."""
-        return _prefixed_values([(step, step.stage.result() or {}) for step in self.steps], "metrics")
+        return _prefixed_values([(step, step.stage.result() or {}) for step in self.counted], "metrics")
+
+    @property
+    def counted(self) -> tuple[StoredStage, ...]:
+        """The stages without trunks, whose steps and metrics are also in the results of their branches."""
+        return tuple(step for step in self.steps if step.node.kind != "trunk")
 
     def result(self) -> RunResult:
         """The last training's result, with the metrics of all stages and their summed cost, for the comparison."""
-        finished = [(step, result) for step in self.steps if (result := step.stage.result()) is not None]
+        finished = [(step, result) for step in self.counted if (result := step.stage.result()) is not None]
         read = {
             step.node.scope: result["state"] for step, result in finished
         }  # read once, as there may be thousands of runs
@@ -124,7 +129,7 @@ class Run:
                 "training_seconds": training_seconds(
                     result for step, result in finished if step.node.kind != "evaluate"
                 ),
-                "origins": [result["provenance"] for result in results],
+                "origins": [result["provenance"] for step in self.steps if (result := step.stage.result()) is not None],
                 "stopped": [
                     f"{step.node.name} at step {result['steps']} by {result['stopped_by']}"
                     for step, result in finished
@@ -188,7 +193,11 @@ class Run:
 
     def provenance_of(self, step: StoredStage, trainer: TrainerParts | None = None) -> dict[str, Any]:
         """The provenance that a stage's result would have now. trainer: as in `stale_at`."""
-        stages = {other.node.fingerprint: other.stage for other in self.steps}
+        # A trunk's weights do not depend on where the stages before it end, so none of them is named.
+        alone = step.node.kind == "trunk"
+        stages = {
+            other.node.fingerprint: other.stage for other in self.steps if not (alone and other.node.kind == "trunk")
+        }
         begins = [(stages[name].result() or {}).get("weights") for name in step.node.parents if name in stages]
         experiment, evaluates = self.experiment_at(step), step.node.kind == "evaluate"
         return provenance(experiment, step.node.after, evaluates, weights_digest(begins), trainer)

@@ -286,7 +286,7 @@ class Match(Section):
     """Quantity of the pretraining to match between an arm and its baseline."""
 
     by: By = "none"
-    """tokens, loss_tokens and train_flops move max_steps, with warm-up and decay scaled; parameters moves d_ff."""
+    """tokens, loss_tokens and train_flops move max_steps, with warm-ups and decay scaled; parameters moves d_ff."""
 
 
 class ScalingLaw(Section):

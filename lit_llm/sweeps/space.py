@@ -19,6 +19,9 @@ from lit_llm.studies.design.factors import Level, label_of, levels_of
 from lit_llm.studies.load import Arm
 from lit_llm.sweeps.schema import Parameter, Sweep
 
+BRANCHES = "pretrain.training.schedule.branch_at"
+"""The key by which experiments share a trunk, which trials of a sweep do not."""
+
 Value = float | int | str
 """Value of a parameter at a point: a number, or the label of a choice."""
 Point = dict[str, Value]
@@ -362,9 +365,11 @@ def _impossible_values(space: ArmSpace, dimension: Dimension) -> list[tuple[Valu
 def _point_problems(space: ArmSpace, point: Point) -> list[Problem]:
     """Problems of a point's experiment; empty for a valid one."""
     try:
-        space.experiment(point)
+        experiment = space.experiment(point)
     except InputError as error:
         return error.problems
+    if experiment.pretrain.training.trunks and not space.arm.experiment.pretrain.training.trunks:
+        return [Problem("the trials of a sweep share no trunk; leave it out", BRANCHES)]
     return []
 
 

@@ -29,6 +29,7 @@ from lit_llm.sweeps.constraints import Constraint, NotAConstraint, parse, unknow
 from lit_llm.sweeps.schema import Sweep
 from lit_llm.sweeps.searched_keys import searched_keys
 from lit_llm.sweeps.space import (
+    BRANCHES,
     ArmSpace,
     Dimension,
     Point,
@@ -41,6 +42,7 @@ from lit_llm.sweeps.space import (
 
 HINT = "`lit-llm schema sweep > sweep.schema.json` gives your editor the allowed keys."
 _MACHINE = "pretrain.training.execution"
+_GROWING = "pretrain.training.batch_warmup"
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,16 @@ def _build_search(
         if getattr(arm.experiment, name) is not None
     ]
     problems += [
+        Problem(f"{arm.name}: its batches grow, so equal steps are no equal tokens; use `by: steps`", "pruner.by")
+        for arm in arms
+        if arm.experiment.pretrain.training.batch_warmup and _counts_tokens(sweep)
+    ]
+    problems += [
+        Problem(f"{arm.name}: the trials of a sweep share no trunk; leave it out", BRANCHES)
+        for arm in arms
+        if arm.experiment.pretrain.training.trunks
+    ]
+    problems += [
         Problem(_missing_metric_message(arm.name, goal.metric), "optimize")
         for arm in arms
         for goal in sweep.optimize
@@ -296,9 +308,17 @@ def _unsearchable_problems(
                 message += "validated after others; take the pruner median"
                 message += " or `by: steps`" if "max_steps" not in path and pruner.by == "tokens" else ""
                 yield Problem(message, where, dimension.location)
+            elif _counts_tokens(sweep) and (under(path, _GROWING) or under(_GROWING, path)):
+                message = "with batches that grow, equal steps are no equal tokens; take the pruner `by: steps`"
+                yield Problem(message, where, dimension.location)
             for key, location in after:
                 if under(key, path) or under(path, key):
                     yield Problem(f"is searched by the sweep; change `{where}` instead", key, location)
+
+
+def _counts_tokens(sweep: Sweep) -> bool:
+    """True for a pruner that compares trials after equally many tokens."""
+    return sweep.pruner.kind != "none" and sweep.pruner.by == "tokens"
 
 
 def _goal_problems(sweep: Sweep, document: ConfigNode) -> Iterator[Problem]:

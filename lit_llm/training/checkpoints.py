@@ -32,18 +32,23 @@ class Checkpoints(L.Callback):
         training: TrainingConfig,
         should_stop: Callable[[], bool],
         check_claim: Callable[[], None] = lambda: None,
+        at_end: bool = False,
     ) -> None:
-        """check_claim: called before a checkpoint and directly before it gets its name; raises for a late holder."""
+        """Make the callback.
+
+        check_claim: called before a checkpoint and directly before it gets its name; raises for a late holder. at_end:
+        write one after the last step too.
+        """
         self.check_claim = check_claim
         self.folder, self.every, self.should_stop = folder, training.execution.checkpoint_every, should_stop
-        self.last_step = training.max_steps
+        self.last_step, self.at_end = training.max_steps, at_end
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        step = trainer.global_step
-        if step >= self.last_step:
+        step, ended = trainer.global_step, trainer.global_step >= self.last_step
+        if ended and not self.at_end:
             return
-        stop = stops_by_first(trainer, trainer.is_global_zero and self.should_stop())
-        if stop or step % self.every == 0:
+        stop = not ended and stops_by_first(trainer, trainer.is_global_zero and self.should_stop())
+        if stop or ended or step % self.every == 0:
             if trainer.is_global_zero:
                 self.check_claim()
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,9 +90,12 @@ def newest_checkpoint(folder: Path, log: Callable[[str], None]) -> Path | None:
     return newest
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of a training that has ended, which only a resume needs."""
-    for name in (LAST, PREVIOUS):
+def remove_checkpoints(folder: Path, keep_last: bool = False) -> None:
+    """Remove the checkpoints of a training that has ended, which only a resume needs.
+
+    keep_last: keep the last one, with which other stages begin.
+    """
+    for name in (PREVIOUS,) if keep_last else (LAST, PREVIOUS):
         remove(folder / name)
     remove_work_files(folder)
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from lit_llm.config.section import Section, config_error
 from lit_llm.training.averaging import WeightAveraging
 from lit_llm.training.optimizers.config import AdamW, Optimizer
-from lit_llm.training.schedules import Cosine, Schedule
+from lit_llm.training.schedules import Constant, Cosine, Schedule
 
 
 class StabilityConfig(Section):
@@ -37,7 +37,8 @@ class ExecutionConfig(Section):
     threads: int = Field(1, gt=0)
     """CPU threads of one run. Results are bit-equal for equal threads only."""
     micro_batch_size: int | None = Field(None, gt=0)
-    """Sequences per forward and backward pass on one device; the whole batch when absent. The loss stays the same,
+    """Sequences per forward and backward pass on one device; the whole batch when absent. Shorter rows of a
+    sequence_warmup count by the sequence of which they are parts. The loss stays the same,
     except with dropout, which is drawn for each micro-batch, with bf16_master, which adds their gradients in bfloat16,
     and with experts balanced by a loss over a micro-batch: there a result of another size is stale."""
     workers: int = Field(0, ge=0)
@@ -91,6 +92,87 @@ class DistillConfig(Section):
     depend on it."""
 
 
+class BatchWarmup(Section):
+    """Batches that grow in equal increments to `data.batch_size`, each size for equally many steps."""
+
+    begin: int = Field(gt=0)
+    """Sequences of the first batch."""
+    increment: int = Field(gt=0)
+    """Sequences by which batches grow."""
+    steps: int = Field(gt=0)
+    """Steps with smaller batches."""
+
+    def sequences(self, steps: int, batch_size: int) -> int:
+        """Number of sequences in the first `steps` batches."""
+        sizes = self.sizes(batch_size)
+        # Size number n begins at the first step k with k * sizes // self.steps >= n.
+        since = (max(0, steps - -(-number * self.steps // sizes)) for number in range(1, sizes + 1))
+        return self.begin * steps + self.increment * sum(since)
+
+    def sizes(self, batch_size: int) -> int:
+        """Number of sizes below `batch_size`."""
+        return (batch_size - self.begin) // self.increment
+
+    def problem(self, batch_size: int, execution: ExecutionConfig) -> tuple[str, str] | None:
+        """(key, reason why these batches cannot grow to `batch_size`), or None."""
+        sizes, rest = self.sizes(batch_size), (batch_size - self.begin) % self.increment
+        if sizes < 1:
+            return "begin", f"{self.begin} does not grow to batch_size {batch_size} by increments of {self.increment}"
+        if rest:
+            message = f"batch_size {batch_size} is not {self.begin} and a multiple of {self.increment}"
+            return "increment", f"{message}; change one of the three"
+        if sizes > self.steps:
+            return "steps", f"{self.steps} are too few for {sizes} sizes"
+        if self.begin < execution.ranks:
+            return "begin", f"{self.begin} sequences for {execution.ranks} devices; begin with as many or more"
+        at_once = execution.ranks * execution.rows_at_once(batch_size)
+        if execution.kernels in ("compiled", "flex") and (self.begin % at_once or self.increment % at_once):
+            message = f"kernels: {execution.kernels} compiles for each size; set execution.micro_batch_size so that"
+            return "increment", f"{message} begin and increment are multiples of it, on all devices together"
+        return None
+
+
+class SequenceWarmup(Section):
+    """Rows that double to `data.sequence_length`, each length for equally many steps.
+
+    A window of the text is cut into rows, so a step reads the same tokens as without.
+    """
+
+    begin: int = Field(gt=0)
+    """Tokens of the first rows."""
+    steps: int = Field(gt=0)
+    """Steps with shorter rows."""
+
+    def rows(self, step: int, length: int) -> int:
+        """Number of rows of a window in step 0, 1, ..."""
+        doublings = self.doublings(length)
+        return 1 << (doublings - min(doublings, step * doublings // self.steps))
+
+    def doublings(self, length: int) -> int:
+        """Number of lengths below `length`."""
+        return (length // self.begin).bit_length() - 1
+
+    def ends(self, length: int) -> list[int]:
+        """Steps at which the rows double."""
+        doublings = self.doublings(length)
+        return [-(-number * self.steps // doublings) for number in range(1, doublings + 1)]
+
+    def lengths(self, length: int) -> list[int]:
+        """Lengths of the rows below `length`, in their order."""
+        return [self.begin << number for number in range(self.doublings(length))]
+
+    def problem(self, length: int) -> tuple[str, str] | None:
+        """(key, reason why rows cannot grow to `length`), or None."""
+        doublings = self.doublings(length)
+        if doublings < 1 or self.begin << doublings != length:
+            example = ", ".join(str(length >> shift) for shift in (1, 2, 3) if length % (1 << shift) == 0)
+            message = f"{self.begin} does not double to sequence_length {length}"
+            return "begin", f"{message}; take one of {example}" if example else f"{message}, which is odd"
+        if doublings > self.steps:
+            return "steps", f"{self.steps} are too few for {doublings} lengths"
+        return None
+
+
 class TrainingConfig(Section):
     """Optimisation of a stage."""
 
@@ -100,6 +182,10 @@ class TrainingConfig(Section):
     """Optimiser with its settings."""
     schedule: Schedule = Cosine()
     """Learning rate by step."""
+    batch_warmup: BatchWarmup | None = Field(None, exclude_if=lambda value: value is None)
+    """Smaller batches at the beginning of a pretraining, `{begin: 8, increment: 8, steps: 300}`; none when absent."""
+    sequence_warmup: SequenceWarmup | None = Field(None, exclude_if=lambda value: value is None)
+    """Shorter rows at the beginning of a pretraining, `{begin: 64, steps: 300}`; none when absent."""
     clip_norm: float | None = Field(1.0, gt=0)
     """Largest norm of the whole gradient; null: no clipping."""
     z_loss: float = Field(0.0, ge=0)
@@ -135,6 +221,14 @@ class TrainingConfig(Section):
         if self.attention_dropout and self.execution.kernels == "flex":
             message = "FlexAttention has no dropout of attention weights; set kernels to auto in all arms"
             raise config_error(("execution.kernels", f"{message}, or attention_dropout to 0"))
+        if self.weight_averaging is not None and self.trunks:
+            message = "branches share a trunk's weights, and not their average; leave out branch_at or weight_averaging"
+            raise config_error(("weight_averaging", message))
+        first = (self.trunks or (self.max_steps,))[0]
+        for key in ("batch_warmup", "sequence_warmup"):
+            if (warmup := getattr(self, key)) and warmup.steps > first:
+                end = "the first branch" if self.trunks else "the end"
+                raise config_error((f"{key}.steps", f"{warmup.steps} last beyond {end} at step {first}"))
         if obstacle := self.sharding_obstacle:
             raise config_error(("execution.strategy", obstacle))
         return self
@@ -143,6 +237,16 @@ class TrainingConfig(Section):
     def draws(self) -> bool:
         """True where a step drops entries, which are drawn for each micro-batch."""
         return bool(self.dropout or self.attention_dropout or self.feed_forward_dropout)
+
+    @property
+    def trunks(self) -> tuple[int, ...]:
+        """Steps at which the stages of its trunk end, the last where it branches off; empty without `branch_at`."""
+        return self.schedule.trunks(self.max_steps)
+
+    def trunk(self, steps: int) -> TrainingConfig:
+        """The training of its trunk up to a step."""
+        schedule = Constant(warmup_steps=self.schedule.warmup_steps)
+        return self.model_copy(update={"max_steps": steps, "schedule": schedule})
 
     @property
     def sharding_obstacle(self) -> str:

@@ -32,27 +32,14 @@ from lit_llm.training.config import ExecutionConfig, TrainingConfig
 from lit_llm.training.devices import DeviceGroup, Sharded, lightning_strategy, stops_by_first
 from lit_llm.training.heap import keep_freed_memory
 from lit_llm.training.module import Diverged, LitModel, WarmStart
+from lit_llm.training.schedules import evaluation_steps
 from lit_llm.training.stability import Stability
-from lit_llm.training.throughput import Throughput
+from lit_llm.training.throughput import StepCost, Throughput
 
 Evaluate = Callable[[LanguageModel], dict[str, float]]
 """Evaluates a model, which is in evaluation mode without gradients, during training. Returns metrics by name."""
 ShouldPrune = Callable[[int, dict[str, float]], bool]
 """Called with (steps, metrics) after an evaluation, except the last; returns whether to prune the run."""
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """Cost of one step, for the metrics."""
-
-    tokens: int
-    """Tokens read per step."""
-    flops: float
-    """FLOPs per step, forward and backward."""
-    tokens_before: int = 0
-    """Tokens read in the training of the source models."""
-    flops_before: float = 0.0
-    """FLOPs of the training of the source models."""
 
 
 @dataclass
@@ -92,6 +79,8 @@ def fit(
     log: Callable[[str], None] = print,
     check_claim: Callable[[], None] = lambda: None,
     group: DeviceGroup = DeviceGroup(),
+    trunk: Callable[[], Path | None] = lambda: None,
+    branches: bool = False,
     additions: TrainerAdditions = TrainerAdditions(),
 ) -> TrainResult:
     """Train to max_steps, from the newest undamaged checkpoint if there is one.
@@ -103,8 +92,10 @@ def fit(
     damaged checkpoint. `check_claim` is called before each checkpoint and raises to end a late holder. group: the
     processes that train the model together; all call this function with equal models and batches, only rank 0 writes
     files, and its `should_stop` and `should_prune` decide. additions: the user's callbacks, loggers and so on; a
-    training that a callback ends is done at that step. Raises InputError for kernels or devices that this machine
-    lacks.
+    training that a callback ends is done at that step. trunk: called on rank 0 where there is no checkpoint; returns
+    that of another training to go on from, if any. branches: other trainings go on from the end of this one, so it
+    keeps its last checkpoint, and its last step gets no line of its own. Raises InputError for kernels or devices that
+    this machine lacks.
     """
     execution = training.execution
     accelerator = accelerator_of(execution.accelerator)
@@ -114,17 +105,26 @@ def fit(
     use_kernels(model, execution.kernels, accelerator == "cuda", lengths_vary)
     stability, throughput = (
         Stability(training.stability),
-        Throughput(step_cost.tokens, step_cost.flops, training.precision, group.ranks),
+        Throughput(step_cost, training.precision, group.ranks),
     )
     metrics_logger = MetricsLogger(
-        training, step_cost, (evaluate, final or evaluate), evaluate_times, metrics_file, stability, throughput
+        training,
+        step_cost,
+        (evaluate, final or evaluate),
+        evaluate_times,
+        metrics_file,
+        stability,
+        throughput,
+        ends=not branches,
     )
     metrics_logger.validation_hooks = ValidationHooks(additions.callbacks)
     pruning = PruningCallback(metrics_logger, training, should_prune)
-    checkpoint_writer = Checkpoints(checkpoints, training, lambda: pruning.pruned or should_stop(), check_claim)
+    checkpoint_writer = Checkpoints(
+        checkpoints, training, lambda: pruning.pruned or should_stop(), check_claim, at_end=branches
+    )
     with _silence_lightning(additions.empty), group.connected(accelerator):
         # Rank 0 alone looks, since it removes damaged ones.
-        resume = group.from_first(newest_checkpoint(checkpoints, log) if group.rank == 0 else None)
+        resume = group.from_first((newest_checkpoint(checkpoints, log) or trunk()) if group.rank == 0 else None)
         options = {**lit.trainer_options, **group.trainer_options(execution, lightning_strategy(execution))}
         trainer = L.Trainer(
             accelerator=accelerator,
@@ -144,7 +144,7 @@ def fit(
         if trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         try:
-            trainer.fit(lit, train_loader(batches, training, trainer), ckpt_path=resume)
+            trainer.fit(lit, train_loader(batches, training, trainer, branches), ckpt_path=resume)
         except Diverged as error:
             metrics_logger.write(trainer, lit)
             return metrics_logger.ended("diverged", trainer, str(error))
@@ -162,13 +162,19 @@ def fit(
     return result
 
 
-def train_loader(batches: Batches, training: TrainingConfig, trainer: L.Trainer) -> DataLoader[Batch]:
-    """Loader of a rank's shares of the batches, from the step that the trainer has reached."""
+def train_loader(
+    batches: Batches, training: TrainingConfig, trainer: L.Trainer, branches: bool = False
+) -> DataLoader[Batch]:
+    """Loader of a rank's shares of the batches, from the step that the trainer has reached.
+
+    branches: end one batch later. Lightning's checkpoints record that the last batch was read, and a training that goes
+    on from such a checkpoint would end at once.
+    """
     batches.rank, batches.ranks = trainer.global_rank, trainer.world_size
     return DataLoader(
         batches,
         batch_size=None,
-        sampler=StepSampler(training.max_steps, lambda: trainer.global_step),
+        sampler=StepSampler(training.max_steps + branches, lambda: trainer.global_step),
         num_workers=training.execution.workers,
         pin_memory=trainer.strategy.root_device.type == "cuda",
     )
@@ -216,13 +222,17 @@ class MetricsLogger(L.Callback):
         path: Path,
         stability: Stability,
         throughput: Throughput,
+        ends: bool = True,
     ) -> None:
-        """evaluations: during training, and after the last step."""
+        """Make the callback.
+
+        evaluations: during training, and after the last step. ends: write a line for the last step in any case.
+        """
         self.training, self.step_cost, self.path = training, step_cost, path
         self.evaluate, self.final = evaluations
         self.stability, self.throughput = stability, throughput
-        steps, times = training.max_steps, min(evaluate_times, training.max_steps)
-        self.evaluation_steps = {round(steps * (number + 1) / times) for number in range(times)}
+        self.evaluation_steps = evaluation_steps(evaluate_times, training.max_steps)
+        self.last_step = training.max_steps if ends else None
         self.loss_sum, self.loss_tokens, self.loss_tokens_total = 0.0, 0, 0
         self.evaluation_seconds = 0.0
         self.last: dict[str, float] = {}
@@ -253,7 +263,7 @@ class MetricsLogger(L.Callback):
             self.validation_hooks.begin(trainer, pl_module)
             self._evaluate(trainer, pl_module, step == self.training.max_steps)
             self.validation_hooks.end(trainer, pl_module, self.evaluated)
-        last = step == self.training.max_steps
+        last = step == self.last_step
         due = self.evaluated or step % self.training.execution.log_every == 0 or last
         if due and (last or not trainer.should_stop):  # `end_here` writes the step at which a callback ends
             self.write(trainer, pl_module, self.evaluated)
@@ -282,13 +292,14 @@ class MetricsLogger(L.Callback):
         report, step = lit.report, trainer.global_step
         if report is None:
             return
+        batches = self.step_cost.batches(step)
         line = {
             **report.metrics(),
             TRAIN_LOSS.name: self.loss_sum / self.loss_tokens if self.loss_tokens else report.loss,
             **self.stability.metrics(),
             **self.throughput.metrics(lit.device),
-            "tokens_seen": float(self.step_cost.tokens_before + step * self.step_cost.tokens),
-            "flops": self.step_cost.flops_before + step * self.step_cost.flops,
+            "tokens_seen": float(self.step_cost.tokens_before + batches * self.step_cost.tokens),
+            "flops": self.step_cost.flops_before + self.step_cost.whole_steps(step) * self.step_cost.flops,
             **(evaluated or {}),
         }
         self.loss_sum, self.loss_tokens = 0.0, 0

@@ -195,7 +195,8 @@ class LitModel(L.LightningModule):
         counted = torch.full((), float(batch.total), device=self.device)
         total, divergence = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         ahead = torch.zeros(2 * self.model.config.output.future_tokens, device=self.device)
-        micro_batches = list(batch.micro_batches(config.execution.micro_batch_size or len(batch)))
+        windows = config.execution.micro_batch_size or len(batch)
+        micro_batches = list(batch.micro_batches(windows * batch.rows_of_window))
         for number, piece in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
             with self._synchronised(last), liger_kernels(config.execution.kernels == "liger"):

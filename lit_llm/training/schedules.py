@@ -7,7 +7,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from lit_llm.config.section import OneOf, Section
+from lit_llm.config.section import Items, OneOf, Section
+
+
+def evaluation_steps(times: int, max_steps: int) -> frozenset[int]:
+    """Steps after which a training is evaluated: evenly spaced, the last step among them."""
+    times = min(times, max_steps)
+    return frozenset(round(max_steps * (number + 1) / times) for number in range(times))
 
 
 class _Warmup(Section):
@@ -38,6 +44,10 @@ class _Warmup(Section):
     def decays(self) -> bool:
         """Whether the learning rate decays below its peak until the end of training."""
         return getattr(self, "final_fraction", 1.0) < 1.0
+
+    def trunks(self, max_steps: int) -> tuple[int, ...]:
+        """Steps at which the stages of a shared trunk end, the last where the decay begins; empty without one."""
+        return ()
 
     def problem(self, max_steps: int) -> tuple[str, str] | None:
         """(key, reason why this schedule does not fit into `max_steps` steps), or None."""
@@ -89,6 +99,11 @@ class WarmupStableDecay(_Warmup):
     """linear: a straight line; one_minus_sqrt: 1 - sqrt(progress) (arXiv 2405.18392)."""
     final_fraction: float = Field(0.0, ge=0, le=1)
     """Share of the peak that is left in the last step; 0 is what comes after it."""
+    branch_at: Items[Annotated[int, Field(gt=0)]] = Field((), exclude_if=lambda steps: not steps)
+    """Steps after which decays begin, in rising order, that of this training among them: max_steps - decay_steps. The
+    steps before are then a trunk, trained once by stages of their own. Experiments that differ in max_steps,
+    decay_steps, shape and final_fraction alone share them and branch off. A branch ends with the weights of a training
+    that was never cut. Its validations before the decay are left out. Only for the pretraining of a study."""
 
     def after_warmup(self, step: int, max_steps: int) -> float:
         start = max(0, max_steps - 1 - self.decay_steps)  # at least one step is at the peak
@@ -102,9 +117,23 @@ class WarmupStableDecay(_Warmup):
         warmup, both = (round(steps * ratio) for steps in (self.warmup_steps, self.warmup_steps + self.decay_steps))
         return self.model_copy(update={"warmup_steps": warmup, "decay_steps": max(1, both - warmup)})
 
+    def trunks(self, max_steps: int) -> tuple[int, ...]:
+        return tuple(steps for steps in self.branch_at if steps <= max_steps - self.decay_steps)
+
     def problem(self, max_steps: int) -> tuple[str, str] | None:
         if self.warmup_steps + self.decay_steps > max_steps:
             return "decay_steps", f"with the warm-up {self.warmup_steps + self.decay_steps} are more than {max_steps}"
+        if not self.branch_at:
+            return None
+        listed, begin = ", ".join(map(str, self.branch_at)), max_steps - self.decay_steps
+        if list(self.branch_at) != sorted({*self.branch_at}):
+            return "branch_at", f"[{listed}]: give each step once, in rising order"
+        if begin not in self.branch_at:
+            message = f"the decay begins after step {begin} (max_steps {max_steps} - decay_steps {self.decay_steps})"
+            return "branch_at", f"{message}, which is not among [{listed}]; add it, or change max_steps"
+        if self.branch_at[0] < self.warmup_steps:
+            message = f"step {self.branch_at[0]} lies in the warm-up of {self.warmup_steps} steps"
+            return "branch_at", f"{message}; branch at {self.warmup_steps} or later"
         return None
 
 

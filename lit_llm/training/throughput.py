@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -30,6 +32,24 @@ def peak_flops(name: str) -> float | None:
     return next((peak for device, peak in PEAK_FLOPS.items() if re.search(rf"\b{device}\b", name)), None)
 
 
+@dataclass(frozen=True)
+class StepCost:
+    """Cost of one step, for the metrics."""
+
+    tokens: int
+    """Tokens read per step with a whole batch."""
+    flops: float
+    """FLOPs of such a step, forward and backward."""
+    tokens_before: int = 0
+    """Tokens read in the training of the source models."""
+    flops_before: float = 0.0
+    """FLOPs of the training of the source models."""
+    batches: Callable[[int], float] = lambda steps: steps
+    """Number of whole batches that the first steps read, of which a warm-up reads parts."""
+    whole_steps: Callable[[int], float] = lambda steps: steps
+    """Number of steps with whole batches of whole rows that take the FLOPs of the first steps."""
+
+
 class Throughput(L.Callback):
     """Measures the time inside training steps, without evaluations and checkpoints.
 
@@ -37,14 +57,14 @@ class Throughput(L.Callback):
     the hardware's utilisation (PaLM, arXiv 2204.02311, appendix B).
     """
 
-    def __init__(self, tokens_per_step: int, flops_per_step: float, precision: str = "fp32", devices: int = 1) -> None:
-        """tokens_per_step, flops_per_step: of all devices together."""
-        self.devices = devices
-        self.tokens_per_step, self.flops_per_step, self.precision = tokens_per_step, flops_per_step, precision
+    def __init__(self, step_cost: StepCost, precision: str = "fp32", devices: int = 1) -> None:
+        """step_cost: of all devices together."""
+        self.step_cost, self.precision, self.devices = step_cost, precision, devices
         self.seconds = 0.0
         """Wall-clock seconds spent in training steps, evaluations excluded."""
-        self.steps = 0
-        """Number of steps in the mean rates: all but the first of each process, which warms up."""
+        self.batches = self.steps = 0.0
+        """Tokens of the mean rates, in whole batches, and their FLOPs, in steps with whole batches of whole rows. All
+        steps but the first of each process count, which warms up."""
         self._warm_seconds = 0.0
         self._started = 0.0
         self._warm = False
@@ -53,14 +73,14 @@ class Throughput(L.Callback):
         """Mean rates so far by metric name; empty before the second step."""
         if not self.steps:
             return {}
-        rate = self.steps / self._warm_seconds
+        flops = self.steps / self._warm_seconds * self.step_cost.flops
         out = {
-            TOKENS_PER_SECOND.name: rate * self.tokens_per_step,
-            FLOPS_PER_SECOND.name: rate * self.flops_per_step,
+            TOKENS_PER_SECOND.name: self.batches / self._warm_seconds * self.step_cost.tokens,
+            FLOPS_PER_SECOND.name: flops,
         }
         has_peak = device.type == "cuda" and self.precision != "fp32"
         peak = peak_flops(torch.cuda.get_device_name(device)) if has_peak else None
-        return out | ({MFU.name: rate * self.flops_per_step / (peak * self.devices)} if peak else {})
+        return out | ({MFU.name: flops / (peak * self.devices)} if peak else {})
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._started = time.perf_counter()
@@ -71,12 +91,16 @@ class Throughput(L.Callback):
         self.seconds += seconds
         if self._warm:
             self._warm_seconds += seconds
-            self.steps += 1
+            step, cost = trainer.global_step, self.step_cost
+            self.batches += cost.batches(step) - cost.batches(step - 1)
+            self.steps += cost.whole_steps(step) - cost.whole_steps(step - 1)
         self._warm = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "steps": self.steps, "warm_seconds": self._warm_seconds}
+        names = ("seconds", "batches", "steps")
+        return {**{name: getattr(self, name) for name in names}, "warm_seconds": self._warm_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.steps = state_dict["seconds"], state_dict["steps"]
+        for name in ("seconds", "batches", "steps"):
+            setattr(self, name, state_dict[name])
         self._warm_seconds = state_dict["warm_seconds"]

@@ -25,8 +25,9 @@ from lit_llm.objectives.config import EOD, MasksConfig
 from lit_llm.store.store import read_metrics
 from lit_llm.training.config import DistillConfig, TrainingConfig
 from lit_llm.training.devices import DeviceGroup
-from lit_llm.training.fit import StepCost, fit
+from lit_llm.training.fit import fit
 from lit_llm.training.module import WarmStart
+from lit_llm.training.throughput import StepCost
 
 SMALL = ["model.d_model=16", "model.vocabulary=320", "pretrain.data.tokenizer=bytes",
     "model.attention.heads=2", "model.feed_forward.d_ff=24",

@@ -31,6 +31,8 @@ class RunProgress:
     """Time left of this stage alone; None while its pace is unknown."""
     evaluated: float | None = None
     """Share of the evaluation after a training's last step, from 0 to 1; None outside of it."""
+    begin: int = 0
+    """Steps that its trunk had done before."""
 
     @property
     def loss(self) -> float | None:
@@ -43,14 +45,14 @@ class RunProgress:
 
     @property
     def done(self) -> float:
-        """Share of the steps, from 0 to 1."""
-        return self.step / self.steps if self.steps else 0.0
+        """Share of the steps after its trunk, from 0 to 1."""
+        return max(0, self.step - self.begin) / (self.steps - self.begin) if self.steps else 0.0
 
 
 def progress_of_stage(run: Run, step: StoredStage) -> RunProgress:
     """Progress of one stage of a run, running or ended."""
     if step.node.kind != "evaluate":
-        return _progress_of_training(step.stage, max_steps(run, step.node))
+        return _progress_of_training(step.stage, max_steps(run, step.node), step.node.begin)
     progress, state = step.stage.progress() or {"done": 0, "total": 0}, step.status()
     done, total = progress["done"], progress["total"]
     if state["state"] == "done":  # its progress was written a moment before
@@ -66,13 +68,13 @@ def progress_of_trial(trial: Trial, steps: int, store: Store) -> RunProgress:
     return _progress_of_training(begun[-1], steps) if begun else RunProgress(0, steps, {}, None)
 
 
-def _progress_of_training(stage: Stage, steps: int) -> RunProgress:
+def _progress_of_training(stage: Stage, steps: int, begin: int = 0) -> RunProgress:
     lines = last_lines(stage)
     step, metrics = merged(lines)
     pace = seconds_per_step(lines, stage.status().get("time", 0.0))
     if step < steps and (evaluation := stage.progress()) is not None:
-        return RunProgress(step, steps, metrics, None, evaluation["done"] / evaluation["total"])
-    return RunProgress(step, steps, metrics, None if pace is None else (steps - step) * pace)
+        return RunProgress(step, steps, metrics, None, evaluation["done"] / evaluation["total"], begin)
+    return RunProgress(step, steps, metrics, None if pace is None else (steps - step) * pace, begin=begin)
 
 
 def seconds_per_step(lines: Sequence[Mapping[str, Any]], since: float) -> float | None:

@@ -17,7 +17,7 @@ from lit_llm.objectives.config import continues
 from lit_llm.report import text
 from lit_llm.report.tables.table import Table, in_terminal
 from lit_llm.runs.kernels import strategy_of
-from lit_llm.runs.stage_graph import StageNode, validation_metric
+from lit_llm.runs.stage_graph import PRETRAINS, StageNode, validation_metric
 from lit_llm.runs.time_estimate import memory_of_device
 from lit_llm.statistics.estimates import joined
 from lit_llm.studies.audit.findings import Finding, Kind
@@ -84,10 +84,13 @@ def render_plan(plan: Plan, width: int = 120) -> RenderableType:
 
 
 def flops_of(node: StageNode, cost: Cost) -> float:
-    """Training FLOPs of one stage. cost: of the run that the stage belongs to."""
+    """Training FLOPs of one stage, without those of its trunk. cost: of the run that the stage belongs to."""
     cost = cost_of(node.source) if node.source else cost
-    training = {"pretrain": cost.train_flops - cost.before.train_flops, "finetune": cost.finetune_flops}
-    return training.get(node.kind, 0.0)
+    if node.begin:  # any warm-up of batches or rows has ended before
+        return node.steps_after_trunk * cost.flops_per_step
+    if node.kind in PRETRAINS:
+        return cost.train_flops - cost.before.train_flops
+    return cost.finetune_flops if node.kind == "finetune" else 0.0
 
 
 def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:
