@@ -16,7 +16,7 @@ from typing import Literal
 
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.components.part import BFLOAT16, FLOAT32, Part, Precision
-from lit_llm.models.cost import Shape, count_parameters, examples
+from lit_llm.models.cost import Shape, count_parameters, encoder_tokens, examples
 from lit_llm.models.parameters import embedding_shapes, matrix_of, parameter_shapes
 from lit_llm.models.resolve import ResolvedModel
 from lit_llm.training.config import TrainingConfig
@@ -164,7 +164,7 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
     With activation checkpointing: the inputs of all layers, what later layers read of earlier ones, the encoder's
     output, and the inside of the largest layer.
     """
-    precision, norm, source = _precision(training), model.norm, shape.source if model.encoder else 0.0
+    precision, norm, source = _precision(training), model.norm, encoder_tokens(model, shape) if model.encoder else 0.0
     # A norm keeps its input, and nothing for its learned scale. One on a part's output reads what its matrices made.
     norms = precision.residual * (norm.before or norm.placement == "post") + precision.compute * norm.after
     inputs, insides, encoder_is_read, for_later = list[float](), list[float](), False, 0.0

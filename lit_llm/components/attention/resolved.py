@@ -253,9 +253,9 @@ class ResolvedAttention(Part):
 
     def pairs(self, example: Example) -> list[tuple[float, float]]:
         if self.place == "cross":
-            return [(example.source, example.row * example.source)]
+            return [(example.source, example.source_pairs())]
         row = [(example.before + example.row, example.row_pairs(self.window_sides))]
-        return [*row, (example.source, example.row * example.source)] if self.place == "merged" else row
+        return [*row, (example.source, example.source_pairs())] if self.place == "merged" else row
 
     def flops(self, example: Example, widths: Widths) -> float:
         memory = 0.0 if example.decoding or self.place not in ("cross", "merged") else example.source
