@@ -117,7 +117,9 @@ def mask_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape) -> 
         kept.append(sum(part.mask_bytes(example, precision) for _, part in layer.parts if not part.shares_mask))
         shared |= {(side, part): part.mask_bytes(example, precision) for _, part in layer.parts if part.shares_mask}
     of_layers = max(kept, default=0.0) if training.execution.activation_checkpointing else sum(kept)
-    return of_layers + sum(shared.values())
+    # Of own and of earlier blocks.
+    of_blocks = shape.target * (shape.target + encoder_tokens(model, shape)) * precision.compute if model.block else 0.0
+    return of_layers + sum(shared.values()) + of_blocks
 
 
 def logit_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape, sequences: int) -> float:

@@ -85,12 +85,19 @@ CASES = {
     **{mixer: ("decllm", [f"decoder.{mixer}={{chunk: 32}}"]) for mixer in MIXERS[1:]},
     "mamba2, both ways": ("redllm", ["encoder.mamba2={}", "decoder.mamba2={}"]),
     "mamba2 in groups": ("decllm", ["decoder.mamba2={heads: 6, groups: 2, head_dim: 32}"]),
+    "double decoder": ("double", [*ALL, "block=32"]),
+    "double decoder, grouped": ("double", ["block=20", "attention.kv_heads=1", "attention.output_norm=head"]),
     "deep decoder": ("redllm", [*ALL, "encoder.layers=1", "decoder.layers=4"]),
 }
 PARTIAL = 40
 """Tokens that partial attention reads as the source, where there is one."""
 DECODER_ONLY = [(0, 96, 96), (0, 160, 40)]
-SHAPES = {"decllm": DECODER_ONLY, "yoco": DECODER_ONLY, "redllm": [(64, 64, 64), (128, 32, 20), (24, 120, 120)]}
+SHAPES = {
+    "decllm": DECODER_ONLY,
+    "yoco": DECODER_ONLY,
+    "double": DECODER_ONLY,
+    "redllm": [(64, 64, 64), (128, 32, 20), (24, 120, 120)],
+}
 
 
 def training(precision="fp32", dropout=0.0, **execution):
