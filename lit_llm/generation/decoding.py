@@ -51,6 +51,8 @@ class Decoding(ABC):
         self.rows = rows
         """Numbers of tokens so far, of the decoder and of the source."""
         self.cache: StackCache = model.decoder.new_cache(rows)
+        self.caches = [self.cache]
+        """Those of all stacks that keep something."""
         self.logits_BV: Tensor
         """Logits of the next token of each row."""
 
@@ -73,13 +75,15 @@ class Decoding(ABC):
         for lengths in self.rows:
             if lengths is not None:
                 lengths.keep(rows)
-        self.cache.keep(rows)
+        for cache in self.caches:
+            cache.keep(rows)
         self.logits_BV = self.logits_BV[rows]
 
     @torch.inference_mode()
     def replace(self, rows: Sequence[int], other: Decoding) -> None:
         """Put the prompts of another decoding, by the same model, in the place of these rows."""
-        self.cache.replace(rows, other.cache)
+        for cache, new_cache in zip(self.caches, other.caches, strict=True):
+            cache.replace(rows, new_cache)
         for lengths, new in zip(self.rows, other.rows, strict=True):
             if lengths is not None and new is not None:
                 lengths.replace(rows, new)
@@ -91,7 +95,7 @@ class Decoding(ABC):
         With n tokens chosen, the last of which the model has not read yet, it equals `lit_llm.models.cost.cache_bytes`
         of the prompt and n generated tokens: <s> counts in place of the last.
         """
-        return self.cache.bytes()
+        return [sum(row) for row in zip(*(cache.bytes() for cache in self.caches), strict=True)]
 
 
 class _DecoderOnly(Decoding):
@@ -154,14 +158,17 @@ class _DoubleDecoder(Decoding):
     def __init__(self, model: DoubleDecoder, prompts: Sequence[Sequence[int]], begin: int, more: int) -> None:
         tokens_BT, text = _pad([[begin, *prompt] for prompt in prompts], model, more)
         device, count = tokens_BT.device, len(prompts)
-        complete = [int(model.config.in_earlier_blocks(length)) for length in text.lengths]
+        *complete, most = (
+            int(model.config.in_earlier_blocks(length)) for length in [*text.lengths, text.capacity or 0]
+        )
         opened = [length - read for length, read in zip(text.lengths, complete, strict=True)]
-        source = CacheLengths(complete, device, capacity=text.capacity)
+        source = CacheLengths(complete, device, capacity=most)
         lengths = CacheLengths(opened, device, capacity=model.block)
         super().__init__(model, CacheRows(lengths, source))
         self.double, self.source = model, source
         self.read: StackCache = model.encoder.new_cache(CacheRows(source))
         """The encoder's keys and values of complete blocks."""
+        self.caches.append(self.read)
         self._read_blocks([*range(count)], tokens_BT[:, : max(complete)], 0)
         within = torch.arange(max(opened), device=device)
         columns_BT = (source.lengths_B[:, None] + within).clamp_max(tokens_BT.shape[1] - 1)
@@ -233,18 +240,13 @@ class _DoubleDecoder(Decoding):
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         super().keep(rows)
-        self.read.keep(rows)
         self.open_BN = self.open_BN[rows]
 
     @torch.inference_mode()
     def replace(self, rows: Sequence[int], other: Decoding) -> None:
         assert isinstance(other, _DoubleDecoder)
-        self.read.replace(rows, other.read)
         self.open_BN[rows] = other.open_BN
         super().replace(rows, other)
-
-    def cache_bytes(self) -> list[int]:
-        return [sum(both) for both in zip(self.cache.bytes(), self.read.bytes(), strict=True)]
 
 
 @torch.inference_mode()

@@ -3,9 +3,10 @@
 Counted are tensors whose size grows with the model or with tokens x width. Left out as small: tensors with one number
 per token or head (statistics of norms and of softmax), rotations, masks, token ids, and the allocator's overhead. The
 result is within 3% of what autograd keeps for pre-norm and sandwich models, within 5% for mixers with a recurrent
-state, and within a sixth for other placements of norms and for merged attention. Soft-capped or biased scores are
-counted roughly. Masks of a visible prefix and of merged layers are not counted, one number per pair of tokens and layer
-for all sequences together: at 2,048 tokens, d_model 96 and one sequence up to 45% of what is kept.
+state, within 6% for double decoders, and within a sixth for other placements of norms and for merged attention.
+Soft-capped or biased scores are counted roughly. Masks of a visible prefix and of merged layers are not counted, one
+number per pair of tokens and layer for all sequences together: at 2,048 tokens, d_model 96 and one sequence up to 45%
+of what is kept.
 """
 
 from __future__ import annotations
