@@ -40,6 +40,9 @@ OF_STUDY = {
     "recall": SMALL_TASK,
     "mixers": SMALL_TASK,
     "experts": [*SMALL, "model.feed_forward.d_ff=256"],  # which its experts divide
+    # Sequences longer than a double decoder's blocks.
+    **dict.fromkeys(("attribution", "double_decoder"), [*SMALL, "pretrain.data.sequence_length=40"]),
+    **dict.fromkeys(("attribution-paper", "double_decoder-paper"), [*SMALL, "pretrain.data.sequence_length=520"]),
 }
 """{study: its overrides, where they are not SMALL}."""
 
@@ -134,7 +137,7 @@ def test_every_study_has_a_sibling_of_the_papers_size() -> None:
     studies = {path.stem for path in STUDIES} - {"quickstart", "recall", "mixers", "parametrization", "experts"}
     small = {name for name in studies if not name.endswith("-paper")}
     assert small == {
-        "adaptation", "attribution", "biattn", "biattn_prefix", "cross_positions", "encoder_objectives",
+        "adaptation", "attribution", "biattn", "biattn_prefix", "cross_positions", "double_decoder", "encoder_objectives",
         "extrapolation", "finetune_reversal", "gated_attention", "kv_sharing", "layer_split", "modifications",
         "objectives", "pareto", "scaling", "stability", "tying",
     }  # fmt: skip
