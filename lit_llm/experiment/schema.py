@@ -12,7 +12,7 @@ from lit_llm.config.section import Section, config_error
 from lit_llm.data.config import DataConfig, InstructionConfig, identity_of, never_equal
 from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig, ExampleValidationConfig, ValidationConfig
 from lit_llm.models.adapt import Adaptation, Side, adaptation_of, problem_of
-from lit_llm.models.config import DoubleDecoderModel, ModelConfig
+from lit_llm.models.config import ModelConfig
 from lit_llm.models.resolve import ResolvedModel, not_analysed, resolve_model
 from lit_llm.objectives.base import described
 from lit_llm.objectives.config import (
@@ -188,12 +188,6 @@ class Pretrained(Section):
                 "show every token its label; use `objective: prefix_lm`"
             )
             yield "pretrain.objective", message
-        length = self.pretrain.data.sequence_length
-        if isinstance(self.model, DoubleDecoderModel) and self.model.block >= length:
-            message = (
-                f"a block of {self.model.block} tokens holds the whole sequence of {length}, and the encoder would "
-            )
-            yield "model.block", f"{message}learn nothing; at most {length - 1}"
         yield from _prefix_problems("pretrain", self.pretrain.masks, self.model)
         yield from _sharding_problems("pretrain", self.pretrain.training, self.model)
         if self.adapt is not None:

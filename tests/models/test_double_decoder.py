@@ -172,12 +172,6 @@ def test_what_cannot_go_on_by_blocks_is_refused(override, message):
         config("double", override)
 
 
-def test_a_block_as_long_as_the_sequence_is_refused():
-    load_experiment("doubledecoder-tiny", ["model.block=127"])
-    with pytest.raises(InputError, match="a block of 128 tokens holds the whole sequence of 128.*at most 127"):
-        load_experiment("doubledecoder-tiny", ["model.block=128"])
-
-
 def test_an_open_prefix_is_refused_wherever_one_can_be_asked_for():
     with pytest.raises(InputError, match=r"masks.prefix: bidirectional: a double decoder is causal in both stacks"):
         load_experiment("doubledecoder-tiny", ["pretrain.objective=prefix_lm", "pretrain.masks.prefix=bidirectional"])
