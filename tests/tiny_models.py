@@ -7,7 +7,7 @@ import torch
 from lit_llm.config.section import validate
 from lit_llm.config.tree import merge, read_override, tree
 from lit_llm.models.build import build_model
-from lit_llm.models.config import DecoderDecoderModel, DecoderModel, EncoderDecoderModel
+from lit_llm.models.config import DecoderDecoderModel, DecoderModel, DoubleDecoderModel, EncoderDecoderModel
 from lit_llm.models.resolve import resolve_model
 
 VOCABULARY = 61
@@ -23,11 +23,13 @@ FAMILIES = {
         },
     ),
     "redllm": (EncoderDecoderModel, {**_SHARED, "encoder": {"layers": 2}, "decoder": {"layers": 2}}),
+    "double": (DoubleDecoderModel, {**_SHARED, "block": 5, "encoder": {"layers": 2}, "decoder": {"layers": 2}}),
 }
 PAPER_NORMS = {
     "decllm": ["norm.scale=false", "attention.qkv_norm=[q, k, v]"],
     "yoco": ["norm.scale=false", "attention.qkv_norm=[q, k, v]"],
     "redllm": ["norm.scale=false", "attention.qkv_norm=[q, k, v]", "attention.output_norm=head"],
+    "double": ["norm.scale=false", "attention.qkv_norm=[q, k, v]", "attention.output_norm=head"],
 }
 
 

@@ -49,7 +49,11 @@ class CacheLengths:
 
     def replace(self, rows: Sequence[int], other: CacheLengths) -> None:
         """Put the rows of another batch in the place of these; call it after `replace` of the caches."""
-        for row, length in zip(rows, other.lengths, strict=True):
+        self.set(rows, other.lengths)
+
+    def set(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """Give these rows other numbers of tokens."""
+        for row, length in zip(rows, lengths, strict=True):
             self.lengths[row] = length
         self.lengths_B = torch.tensor(self.lengths, device=self.lengths_B.device)
 
@@ -86,26 +90,45 @@ class KeyValues:
     def add(self, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values of a pass, and return all that its queries attend to.
 
-        The first pass adds whole prompts, shorter rows padded at the end; each later one adds one token to each row.
+        The first pass adds whole prompts, shorter rows padded at the end. Each later one adds one token to each row, or
+        several where all rows hold the same number and no window limits them.
         """
         if self.k is None or self.v is None:
             self.k, self.v = self._allocated(k_BHTK), self._allocated(v_BHTK)
             return k_BHTK, v_BHTK
-        assert k_BHTK.shape[2] == 1
+        added = k_BHTK.shape[2]
+        assert added == 1 or (self.rows.even and self.window is None)
         last = max(self.rows.lengths)
-        end = min(last + 1, self.window or last + 1)
-        if end > (slots := self.k.shape[2]):
-            # 1.5 times as many, so that each token is copied only a few times.
-            slots += max(SPARE_TOKENS, slots // 2)
-            self.k, self.v = _enlarged(self.k, slots), _enlarged(self.v, slots)
+        end = min(last + added, self.window or last + added)
+        if end > self.k.shape[2]:
+            self.k, self.v = (_enlarged(part, _with_spare(part.shape[2], end)) for part in (self.k, self.v))
         place = last % self.window if self.window else last
         for held, new in ((self.k, k_BHTK), (self.v, v_BHTK)):
             if self.rows.even:
-                held[:, :, place : place + 1] = new
+                held[:, :, place : place + added] = new
             else:
                 places_B = self.rows.lengths_B if self.window is None else self.rows.lengths_B % self.window
                 held[torch.arange(len(held), device=held.device), :, places_B] = new[:, :, 0]
         return self.k[:, :, :end], self.v[:, :, :end]
+
+    def extend(self, rows: Sequence[int], keys_values: tuple[Tensor, Tensor], start: int) -> None:
+        """Add tokens to these rows alone, behind the `start` tokens that each of them holds."""
+        k_RHTK, v_RHTK = keys_values
+        end = start + k_RHTK.shape[2]
+        if self.k is None or self.v is None:
+            shape = (len(self.rows.lengths), k_RHTK.shape[1], max(end, self.rows.capacity or 0), k_RHTK.shape[3])
+            # Zeros, as in `_enlarged`.
+            self.k, self.v = k_RHTK.new_zeros(shape), v_RHTK.new_zeros(shape)
+        elif end > self.k.shape[2]:
+            self.k, self.v = (_enlarged(part, _with_spare(part.shape[2], end)) for part in (self.k, self.v))
+        self.k[rows, :, start:end], self.v[rows, :, start:end] = k_RHTK, v_RHTK
+
+    def of_rows(self, rows: Sequence[int], lengths: CacheLengths) -> KeyValues:
+        """A copy of these rows alone, which hold `lengths` tokens."""
+        copied = KeyValues(lengths, self.window)
+        if self.k is not None and self.v is not None:
+            copied.k, copied.v = self.k[rows], self.v[rows]
+        return copied
 
     def _allocated(self, part_BHTK: Tensor) -> Tensor:
         """A pass over prompts, in slots for all tokens that are still to come, where their number is known."""
@@ -182,7 +205,8 @@ class KeyValues:
 
     def bytes(self) -> list[int]:
         """Bytes of each row's tokens, measured on the tensors, without padding and spare capacity."""
-        per_token = sum(part[0, :, 0].nbytes for part in (self.k, self.v) if part is not None)
+        parts = (part for part in (self.k, self.v) if part is not None)
+        per_token = sum(part.shape[1] * part.shape[3] * part.element_size() for part in parts)
         lengths = self.rows.lengths
         return [min(length, self.window or length) * per_token for length in lengths]
 
@@ -261,6 +285,11 @@ class StackCache:
     def bytes(self) -> list[int]:
         """Bytes of each row, measured on the tensors."""
         return [sum(row) for row in zip(*(cache.bytes() for cache in self.caches), strict=True)]
+
+
+def _with_spare(slots: int, needed: int) -> int:
+    """Number of slots of an enlarged cache: 1.5 times as many, so that each token is copied only a few times."""
+    return max(needed, slots + max(SPARE_TOKENS, slots // 2))
 
 
 def _enlarged(held_BHSK: Tensor, slots: int) -> Tensor:

@@ -20,9 +20,18 @@ of 2         ▣ ▣ · ·     window of 2   ▣ ▣ ▣ ·            ▣ ▣ �
              · ▣ ▣ ·                   · ▣ ▣ ▣            · ▣ ▣ ▣             ▣ ▣ | · ▣ ▣ ·
              · · ▣ ▣                   · · ▣ ▣            · · ▣ ▣             ▣ ▣ | · · ▣ ▣
 
+Blocks of a double decoder (`models/double_decoder.py`), here of 2 tokens: the decoder sees its own block causally, and
+the encoder's states of earlier blocks. The encoder is causal over the whole row:
+
+own block  ▣ · · · ·     earlier   · · · ·   sees nothing: the output of a separate cross-attention is zero
+           ▣ ▣ · · ·     blocks    · · · ·
+           · · ▣ · ·               ▣ ▣ · ·
+           · · ▣ ▣ ·               ▣ ▣ · ·
+           · · · · ▣               ▣ ▣ ▣ ▣
+
 From a study's key to the kernel: `masks` (`objectives/config.py`) -> `prefix_length`, `documents_BT` and `open_BT`
 (`objectives/collate.py`) -> `AttentionMask` (`models/families.py`; while decoding `generation/decoding.py`,
-`kv_cache.py`; for the cross-decoder, after a prompt, `models/decoder_decoder.py`) -> with the attention's window a
+`kv_cache.py`; also `models/decoder_decoder.py`, `double_decoder.py`) -> with the attention's window a
 `KernelMask`, or in training by FlexAttention a `FlexMask` (`attention/module.py`).
 
 A target token whose document has no source gets exactly zero from cross-attention, with or without a norm on its
@@ -44,8 +53,8 @@ class Mask(Protocol):
     """Protocol of a mask: the keys that each query may attend to."""
 
     @property
-    def documents(self) -> tuple[Tensor, Tensor] | None:
-        """Document numbers (of the queries, of the keys); None where every query sees a key."""
+    def may_see_nothing(self) -> bool:
+        """True where a query may see no key."""
 
     @property
     def plain(self) -> bool:
@@ -80,21 +89,31 @@ class AttentionMask:
     boolean, B x S: these keys are seen by all queries of their document."""
     key_lengths: Tensor | None = None
     """B: keys at and beyond a row's length are padding. At least 1, since a query must see a key."""
+    before: int = 0
+    """With `causal`: keys of the row that come before the first query's own."""
     documents: tuple[Tensor, Tensor] | None = None
     """Document numbers, B x T of the queries and B x S of the keys: a query sees only keys of the same document, which
     may be none."""
+    blocks: tuple[Tensor, Tensor] | None = None
+    """Block numbers, B x T of the queries and B x S of the keys (1 x T and 1 x S where rows are alike): a query sees
+    only keys of earlier blocks, which may be none."""
     window: Window | None = None
     """Visible keys are fewer than (n, m) tokens (before, after) the query; None: all."""
 
     @property
+    def may_see_nothing(self) -> bool:
+        """True where a query may see no key."""
+        return self.documents is not None or self.blocks is not None
+
+    @property
     def by_length(self) -> bool:
         """True where every query sees the first keys of its row, as many as `key_lengths`, and nothing else decides."""
-        return not self.causal and self.prefix is None and self.documents is None and self.window is None
+        return not self.causal and self.prefix is None and not self.may_see_nothing and self.window is None
 
     @property
     def plain(self) -> bool:
         """True for a triangle or no mask at all, as `Mask.plain`."""
-        if self.key_lengths is not None or self.documents is not None or self.window is not None:
+        if self.key_lengths is not None or self.may_see_nothing or self.window is not None or self.before:
             return False
         # A prefix of one token changes nothing.
         return not self.causal or (not isinstance(self.prefix, Tensor) and (self.prefix or 0) <= 1)
@@ -104,7 +123,7 @@ class AttentionMask:
         key = torch.arange(keys, device=device)
         visible: Tensor | None = None
         if self.causal:
-            visible = key[None, :] <= torch.arange(first, last, device=device)[:, None]
+            visible = key[None, :] <= torch.arange(self.before + first, self.before + last, device=device)[:, None]
             if isinstance(self.prefix, Tensor):
                 prefix = self.prefix.to(device)
                 opened = prefix[:, None, None] if prefix.dtype == torch.bool else key < prefix.view(-1, 1, 1, 1)
@@ -122,6 +141,10 @@ class AttentionMask:
             of_query, of_key = (documents.to(device) for documents in self.documents)
             same = (of_query[:, first:last, None] == of_key[:, None, :]).unsqueeze(1)
             visible = same if visible is None else visible & same
+        if self.blocks is not None:
+            of_query, of_key = (numbers.to(device) for numbers in self.blocks)
+            earlier = (of_key[:, None, :] < of_query[:, first:last, None]).unsqueeze(1)
+            visible = earlier if visible is None else visible & earlier
         if self.window is not None and self.key_lengths is not None and visible is not None:
             # Padding far from every real key sees all keys, since without keys its states would be NaN.
             visible = visible | ~visible.any(dim=-1, keepdim=True)
@@ -129,7 +152,7 @@ class AttentionMask:
 
     def kernel(self, bias: bool, queries: int, keys: int) -> Kernel:
         """The kernel for this mask, as `Mask.kernel` returns it."""
-        if bias or self.documents is not None or self.key_lengths is not None:
+        if bias or self.may_see_nothing or self.key_lengths is not None or self.before:
             return "masked"
         if self.window is None:
             return "causal" if self.causal and not isinstance(self.prefix, Tensor) else "masked"
@@ -162,7 +185,7 @@ class MergedMask:
     source: AttentionMask
     source_keys: int
     """Number of the source's keys; they are the first ones."""
-    documents: None = None
+    may_see_nothing: bool = False
     plain: bool = False
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
@@ -224,10 +247,10 @@ class KernelMask:
         keys are visible, or where `added` is used."""
         self.added: Tensor | None = None
         """Additive mask in the scores' dtype: 0 or -inf, made once since kernels copy a boolean mask, plus the shared
-        bias. Only with documents or such a bias."""
+        bias. Only with documents, blocks or such a bias."""
         self.fully_masked: Tensor | None = None
-        """B x 1 x T x 1, with documents: queries that see no key. For the kernel they see all keys, since it may return
-        zeros or NaN for fully masked rows; their output is then set to zero."""
+        """B x 1 x T x 1, with documents or blocks: queries that see no key. For the kernel they see all keys, since it
+        may return zeros or NaN for fully masked rows; their output is then set to zero."""
         if isinstance(mask, AttentionMask):
             self.window, self.causal = mask.window, mask.causal
         if self.kernel == "causal":
@@ -241,7 +264,7 @@ class KernelMask:
             self.visible = mask.band(queries, device)
         else:
             self.visible = mask.rows(0, queries, keys, device)
-            if mask.documents is not None:
+            if mask.may_see_nothing:
                 assert self.visible is not None
                 self.fully_masked = ~self.visible.any(dim=-1, keepdim=True)
                 seen = self.visible | self.fully_masked

@@ -58,6 +58,8 @@ class Example:
     """Whether the row's tokens come one at a time, after a prefill that has read the source."""
     keep_state: bool = False
     """Whether tokens follow in later passes, for which a state is kept."""
+    block: int = 0
+    """Tokens of a block, which see their own block in the row and the source of all earlier ones; 0 without blocks."""
 
     def row_pairs(self, window: tuple[int, int] | None = None) -> float:
         """Visible (query, key) pairs among the tokens of the row.
@@ -67,10 +69,18 @@ class Example:
         """
         if not self.masked:
             return self.row * (self.row + self.before)
+        if self.block:
+            return _block_pairs(self.before + self.row, self.block)[0] - _block_pairs(self.before, self.block)[0]
         if not self.causal:
             return full_pairs(self.row, window)
         pairs = causal_pairs(self.before + self.row, self.prefix, window)
         return pairs - causal_pairs(self.before, 0, window) if self.before else pairs
+
+    def source_pairs(self) -> float:
+        """Visible pairs of a query of the row and a key of the source."""
+        if self.block and self.masked:
+            return _block_pairs(self.before + self.row, self.block)[1] - _block_pairs(self.before, self.block)[1]
+        return self.row * self.source
 
 
 def causal_pairs(tokens: float, prefix: float = 0, window: tuple[int, int] | None = None) -> float:
@@ -80,6 +90,13 @@ def causal_pairs(tokens: float, prefix: float = 0, window: tuple[int, int] | Non
     """
     behind, ahead = window or (math.inf, math.inf)
     return _sum_up_to(tokens, behind) + _sum_up_to(prefix - 1, ahead - 1)
+
+
+def _block_pairs(tokens: float, block: int) -> tuple[float, float]:
+    """(pairs within causal blocks, pairs of a query and a token of an earlier block) among `tokens`."""
+    whole, rest = divmod(tokens, block)
+    within = whole * causal_pairs(block) + causal_pairs(rest)
+    return within, block * (block * causal_pairs(whole - 1) + rest * whole)
 
 
 def full_pairs(tokens: float, window: tuple[int, int] | None = None) -> float:
@@ -106,6 +123,8 @@ class CacheBytes:
     """(most tokens that are kept, bytes per token) of every layer with a window."""
     prompt_in_windows: bool = True
     """Whether windows hold tokens of the prompt: not in an encoder-decoder's decoder."""
+    open_blocks: tuple[tuple[int, int], ...] = ()
+    """(tokens of a block, bytes by which a token of the last, open block differs from others) of a double decoder."""
     states: int = 0
     """Bytes of recurrent states, whose size does not depend on the number of tokens."""
 
@@ -116,6 +135,7 @@ class CacheBytes:
             self.start + other.start,
             self.windows + other.windows,
             self.prompt_in_windows and other.prompt_in_windows,
+            self.open_blocks + other.open_blocks,
             self.states + other.states,
         )
 
@@ -123,7 +143,10 @@ class CacheBytes:
         """Bytes after a prompt of `prompt` and an answer of `generate` tokens."""
         kept = generate + (prompt if self.prompt_in_windows else 0)
         windows = sum(each * min(kept, most) for most, each in self.windows)
-        return self.start + self.states + prompt * self.per_source_token + generate * self.per_generated_token + windows
+        length = prompt + generate
+        opened = sum(each * min(length, (length - 1) % block + 1) for block, each in self.open_blocks)
+        tokens = prompt * self.per_source_token + generate * self.per_generated_token
+        return self.start + self.states + tokens + windows + opened
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,11 @@ decoder-decoder   <s> p1 p2 ─▶ self-decoder ─▶ shared keys and values of
                                └ windows or states, of a size that does not grow
                   p2 alone ─▶ cross-decoder ─▶ logits of t1     t1 ─▶ both ─▶ logits of t2   ...
 
+double decoder    <s> p1 ─▶ encoder ─▶ its keys and values, and those of every cross-attention (the complete blocks)
+                  p2 ─▶ decoder ─▶ logits of t1                 t1 ─▶ decoder ─▶ logits of t2   ...
+                        └ keys and values of the open block           └ and of t1
+                                                                (then the encoder reads the block p2 t1, once)
+
 Every token has the position that it has in a forward pass over the whole text. Shorter prompts are padded at their end,
 and each row continues after its last token.
 """
@@ -23,13 +28,17 @@ from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from lit_llm.components.attention.module import CrossAttention
 from lit_llm.components.few_rows import few_rows
 from lit_llm.components.forward_context import CacheRows, ForwardContext, SourceInput
-from lit_llm.components.kv_cache import CacheLengths, StackCache
+from lit_llm.components.kv_cache import CacheLengths, KeyValues, StackCache, TwoCaches
 from lit_llm.components.masks import AttentionMask
+from lit_llm.models.double_decoder import DoubleDecoder
 from lit_llm.models.families import DecoderOnly, EncoderDecoder, LanguageModel, refuse_open
+from lit_llm.models.stacks import Block
 
 Prefix = Literal["causal", "bidirectional"]
 
@@ -42,6 +51,8 @@ class Decoding(ABC):
         self.rows = rows
         """Numbers of tokens so far, of the decoder and of the source."""
         self.cache: StackCache = model.decoder.new_cache(rows)
+        self.caches = [self.cache]
+        """Those of all stacks that keep something."""
         self.logits_BV: Tensor
         """Logits of the next token of each row."""
 
@@ -64,13 +75,15 @@ class Decoding(ABC):
         for lengths in self.rows:
             if lengths is not None:
                 lengths.keep(rows)
-        self.cache.keep(rows)
+        for cache in self.caches:
+            cache.keep(rows)
         self.logits_BV = self.logits_BV[rows]
 
     @torch.inference_mode()
     def replace(self, rows: Sequence[int], other: Decoding) -> None:
         """Put the prompts of another decoding, by the same model, in the place of these rows."""
-        self.cache.replace(rows, other.cache)
+        for cache, new_cache in zip(self.caches, other.caches, strict=True):
+            cache.replace(rows, new_cache)
         for lengths, new in zip(self.rows, other.rows, strict=True):
             if lengths is not None and new is not None:
                 lengths.replace(rows, new)
@@ -82,7 +95,7 @@ class Decoding(ABC):
         With n tokens chosen, the last of which the model has not read yet, it equals `lit_llm.models.cost.cache_bytes`
         of the prompt and n generated tokens: <s> counts in place of the last.
         """
-        return self.cache.bytes()
+        return [sum(row) for row in zip(*(cache.bytes() for cache in self.caches), strict=True)]
 
 
 class _DecoderOnly(Decoding):
@@ -139,6 +152,103 @@ class _EncoderDecoder(Decoding):
         return ForwardContext(x_B1D, lengths.mask(more=1), positions, read, self.cache)
 
 
+class _DoubleDecoder(Decoding):
+    """The decoder keeps the open block, whose length is `rows.self_lengths`, the encoder all complete ones."""
+
+    def __init__(self, model: DoubleDecoder, prompts: Sequence[Sequence[int]], begin: int, more: int) -> None:
+        tokens_BT, text = _pad([[begin, *prompt] for prompt in prompts], model, more)
+        device, count = tokens_BT.device, len(prompts)
+        *complete, most = (
+            int(model.config.in_earlier_blocks(length)) for length in [*text.lengths, text.capacity or 0]
+        )
+        opened = [length - read for length, read in zip(text.lengths, complete, strict=True)]
+        source = CacheLengths(complete, device, capacity=most)
+        lengths = CacheLengths(opened, device, capacity=model.block)
+        super().__init__(model, CacheRows(lengths, source))
+        self.double, self.source = model, source
+        self.read: StackCache = model.encoder.new_cache(CacheRows(source))
+        """The encoder's keys and values of complete blocks."""
+        self.caches.append(self.read)
+        self._read_blocks([*range(count)], tokens_BT[:, : max(complete)], 0)
+        within = torch.arange(max(opened), device=device)
+        columns_BT = (source.lengths_B[:, None] + within).clamp_max(tokens_BT.shape[1] - 1)
+        tokens_BT = tokens_BT.gather(1, columns_BT)
+        self.open_BN = F.pad(tokens_BT, (0, model.block - len(within)))
+        """Tokens of the open blocks."""
+        x_BTD = model.embed(tokens_BT)
+        # Padding comes last: no token sees it, and its outputs are not used.
+        hidden_BTD = model.decoder(x_BTD, self._in_block(x_BTD, AttentionMask(causal=True), within))
+        self.logits_BV = model.logits(hidden_BTD[torch.arange(count, device=device), lengths.lengths_B - 1])
+
+    @torch.inference_mode()
+    def step(self, tokens_B: Tensor) -> None:
+        lengths, size = self.rows.self_lengths, self.double.block
+        full = [row for row, length in enumerate(lengths.lengths) if length == size]
+        by_start: dict[int, list[int]] = {}
+        for row in full:
+            by_start.setdefault(self.source.lengths[row], []).append(row)
+        for start, rows in by_start.items():
+            self._read_blocks(rows, self.open_BN[rows], start)
+            self.source.set(rows, [start + size] * len(rows))
+            lengths.set(rows, [0] * len(rows))
+        self.open_BN[torch.arange(len(tokens_B), device=tokens_B.device), lengths.lengths_B] = tokens_B
+        super().step(tokens_B)
+
+    def _read_blocks(self, rows: list[int], tokens_RS: Tensor, start: int) -> None:
+        """Read complete blocks of these rows, which follow their first `start` tokens, by the encoder.
+
+        Its keys and values are kept, and those of its output for the decoder.
+        """
+        held = CacheLengths([start] * len(rows), tokens_RS.device)
+        kept = [cast(KeyValues, cache) for cache in self.read.caches]
+        layers = [
+            {name: cast(KeyValues, cache).of_rows(rows, held) for name, cache in layer.items()}
+            for layer in self.read.layers
+        ]
+        cache, position = StackCache(layers), start + torch.arange(tokens_RS.shape[1], device=tokens_RS.device)
+        x_RSD = self.double.embed_source(tokens_RS)
+        mask = AttentionMask(causal=True, before=start)
+        context = ForwardContext(x_RSD, mask, {"self": position, "source": position}, cache=cache)
+        states_RSD = self.double.encoder(x_RSD, context)
+        new, added = slice(start, start + len(position)), (cast(KeyValues, each) for each in cache.caches)
+        for old, each in zip(kept, added, strict=True):
+            assert each.k is not None
+            assert each.v is not None
+            old.extend(rows, (each.k[:, :, new], each.v[:, :, new]), start)
+        for block, caches in zip(self.double.decoder.layers, self.cache.layers, strict=True):
+            for name, held_by in caches.items():
+                part = cast(Block, block).part(name)
+                if isinstance(part, CrossAttention):
+                    of_source = held_by.source if isinstance(held_by, TwoCaches) else cast(KeyValues, held_by)
+                    of_source.extend(rows, part.of_source(states_RSD, part.source_rotation(context)), start)
+
+    def _in_block(self, x_BTD: Tensor, mask: AttentionMask, within: Tensor) -> ForwardContext:
+        """Context of a pass over tokens of the open blocks. within: their positions there."""
+        source, tokens = self.source, max(self.source.lengths)
+        positions = {"self": within, "restart": within, "continuous": source.next_positions() + within}
+        of_source = source.mask()
+        if tokens > min(source.lengths) == 0:  # rows in their first block see no source
+            size, key = self.double.block, torch.arange(tokens, device=x_BTD.device)
+            own_BT = (source.lengths_B // size)[:, None].expand(-1, x_BTD.shape[1])
+            of_source = AttentionMask(blocks=(own_BT, (key // size)[None]))
+        return ForwardContext(x_BTD, mask, positions, SourceInput(of_source, tokens), self.cache)
+
+    def _context(self, x_B1D: Tensor) -> ForwardContext:
+        lengths = self.rows.self_lengths
+        return self._in_block(x_B1D, lengths.mask(more=1), lengths.next_positions())
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        super().keep(rows)
+        self.open_BN = self.open_BN[rows]
+
+    @torch.inference_mode()
+    def replace(self, rows: Sequence[int], other: Decoding) -> None:
+        assert isinstance(other, _DoubleDecoder)
+        self.open_BN[rows] = other.open_BN
+        super().replace(rows, other)
+
+
 @torch.inference_mode()
 def prefill(
     model: LanguageModel,
@@ -162,6 +272,8 @@ def prefill(
     Returns:
         The state of decoding. Its `logits_BV` are those of the first generated token of each prompt.
     """
+    if isinstance(model, DoubleDecoder):
+        return _DoubleDecoder(model, prompts, begin, max_new_tokens)
     if isinstance(model, EncoderDecoder):
         return _EncoderDecoder(model, prompts, begin, end, max_new_tokens)
     if not isinstance(model, DecoderOnly):

@@ -198,7 +198,7 @@ def _check(
             raise ValueError(f"{name}: {number} is too few; at least 1")
     if prefix not in ("causal", "bidirectional"):
         raise ValueError(f"prefix: {prefix!r} is unknown; causal or bidirectional")
-    if prefix == "bidirectional" and model.config.encoder:
+    if prefix == "bidirectional" and model.config.source_apart:
         raise ValueError("prefix: bidirectional changes nothing here: an encoder sees all of its source anyway")
     if prefix == "bidirectional" and (reason := model.config.causal_only):
         raise ValueError(f"prefix: bidirectional: {reason}, and no prefix can be opened to it")

@@ -190,7 +190,7 @@ def without_scales(model: ResolvedModel) -> tuple[ResolvedModel, dict[str, float
 
 def nearest(model: ResolvedModel, tokens: SpecialTokens) -> tuple[Architecture, dict[str, Any], dict[str, str]]:
     """(architecture, its config.json, {key: what is different there}) of the one with the fewest differences."""
-    absent = {"family": "decoder_decoder"} if model.shared_kv else {}
+    absent = {"family": model.family} if model.family in ("decoder_decoder", "double_decoder") else {}
     for key, component in COMPONENTS.items():
         for side, layers in model.stacks:
             if any(layer.part(key) for layer in layers):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Side = Literal["encoder", "decoder"]
 """Side of a source: the encoder's source gives the encoder's parameters, the decoder's source all others."""
 Sources = Mapping[Side, ResolvedModel]
-FAMILIES = ("decoder", "encoder_decoder", "encoder_only")
+FAMILIES = ("decoder", "encoder_decoder", "encoder_only", "double_decoder")
 """Families that can be adapted; into a different family, only a decoder can."""
 
 

@@ -16,6 +16,7 @@ from lit_llm.components.registry import PACKAGES
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.models.config import ModelConfig
 from lit_llm.models.decoder_decoder import DecoderDecoder
+from lit_llm.models.double_decoder import DoubleDecoder
 from lit_llm.models.families import DecoderOnly, EncoderDecoder, EncoderOnly, LanguageModel
 from lit_llm.models.parameters import parameter_shapes
 from lit_llm.models.resolve import ResolvedModel, resolve_model
@@ -72,6 +73,7 @@ FAMILIES: dict[str, Callable[[ResolvedModel], LanguageModel]] = {
     "encoder_decoder": EncoderDecoder,
     "encoder_only": EncoderOnly,
     "decoder_decoder": DecoderDecoder,
+    "double_decoder": DoubleDecoder,
 }
 
 

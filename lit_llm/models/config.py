@@ -41,7 +41,12 @@ class DecoderDecoderModel(sections.DecoderDecoderModel):
     _check = model_validator(mode="after")(_can_be_built)
 
 
+class DoubleDecoderModel(sections.DoubleDecoderModel):
+    __doc__ = sections.DoubleDecoderModel.__doc__
+    _check = model_validator(mode="after")(_can_be_built)
+
+
 ModelConfig = Annotated[
-    DecoderModel | EncoderDecoderModel | EncoderOnlyModel | DecoderDecoderModel,
+    DecoderModel | EncoderDecoderModel | EncoderOnlyModel | DecoderDecoderModel | DoubleDecoderModel,
     OneOf(default=DecoderModel, by="family"),
 ]

@@ -9,10 +9,10 @@ attention unmasked, and every embedding look-up as a product with a one-hot matr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from lit_llm.components.part import CacheBytes, Example
+from lit_llm.components.part import CacheBytes, Example, Part
 from lit_llm.models.parameters import embedding_shapes, parameter_shapes
 from lit_llm.models.resolve import Layer, ResolvedModel
 
@@ -87,13 +87,24 @@ def forward_flops(model: ResolvedModel, shape: Shape, masked: bool = True) -> fl
 
 def examples(model: ResolvedModel, shape: Shape) -> Iterator[tuple[str, Layer, Example]]:
     """(side, layer, tokens that the layer processes) of every layer, for one example."""
-    source, target = shape.source, shape.target
+    source, target = encoder_tokens(model, shape), shape.target
     for layer in model.encoder:
-        yield "encoder", layer, Example(source, causal=False)
+        yield "encoder", layer, Example(source, causal=bool(model.block))
     whole = Example(target, source, prefix=shape.prefix, marked=shape.partial, keep_state=shape.to_go_on)
+    if model.block:
+        # Of a prompt the decoder reads the last block alone.
+        before = source if shape.to_go_on else 0
+        whole = Example(target - before, source, before=before, block=model.block)
     last = Example(1, source, before=target - 1, marked=shape.partial)
     for layer in model.decoder:
         yield "decoder", layer, last if shape.to_go_on and layer.for_last_token else whole
+
+
+def encoder_tokens(model: ResolvedModel, shape: Shape) -> float:
+    """Tokens that the encoder processes for one example; a double decoder's reads earlier blocks of the row."""
+    if not model.block:
+        return shape.source
+    return model.in_earlier_blocks(shape.target) if shape.to_go_on else model.read_by_encoder(shape.target)
 
 
 def _output_flops(model: ResolvedModel) -> float:
@@ -121,27 +132,29 @@ def paper_flops(model: ResolvedModel, sequence_length: int) -> float:
     Parts that the paper does not have: one that reads the source in the row reads one half, too; all others count by
     their exact FLOPs.
     """
-    d_model, split, half = model.d_model, bool(model.encoder), sequence_length // 2
+    d_model, half = model.d_model, sequence_length // 2
     if model.family == "encoder_only":  # not the paper's; every position is read, and has a distribution
         return forward_flops(model, Shape(sequence_length, 0, outputs=sequence_length)) + (
             2.0 * sequence_length * model.vocabulary * d_model
         )
-    source = half if split else 0
+    source = half if model.source_apart else 0
     target = sequence_length - source
-    flops = forward_flops(model, Shape(source, target, outputs=target, partial=half), masked=False)
+    shape = Shape(source, target, outputs=target, partial=half)
+    flops = forward_flops(model, shape, masked=False)
     # Look-ups as products.
-    return flops + 2.0 * (source * model.width("encoder") + target * d_model) * model.vocabulary
+    looked_up = encoder_tokens(model, shape) * model.width("encoder") + target * d_model
+    return flops + 2.0 * looked_up * model.vocabulary
 
 
 def prefill_flops(model: ResolvedModel, prompt: int, open_prefix: bool = False) -> float:
     """FLOPs from a prompt to the first generated token's distribution, per prompt token.
 
     An encoder-decoder reads the prompt with its encoder and projects the cross-attention's keys and values; its decoder
-    then starts from <s> alone. The cross-decoder of a decoder-decoder runs for the last token alone. open_prefix: a
-    decoder-only model's prompt is bidirectional. For an encoder-only model, which generates nothing: FLOPs of reading a
-    text with one masked token to predict.
+    then starts from <s> alone. The cross-decoder of a decoder-decoder runs for the last token alone, and the decoder of
+    a double decoder for the last block. open_prefix: a decoder-only model's prompt is bidirectional. For an
+    encoder-only model, which generates nothing: FLOPs of reading a text with one masked token to predict.
     """
-    source, target = (prompt, 1) if model.encoder and model.decoder else (prompt * bool(model.encoder), prompt)
+    source, target = (prompt, 1) if model.source_apart else (0 if model.decoder else prompt, prompt)
     target = target if model.decoder else 0
     prefix = prompt if open_prefix and not model.encoder else 0
     shape = Shape(source, target, outputs=1, prefix=prefix, partial=prompt, to_go_on=True)
@@ -150,16 +163,22 @@ def prefill_flops(model: ResolvedModel, prompt: int, open_prefix: bool = False) 
 
 def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
     """FLOPs per generated token after the prefill, averaged over `generate` tokens that use the cache; 0 for an
-    encoder-only model, which generates none."""
+    encoder-only model, which generates none.
+
+    A double decoder's encoder reads each block when the first token after it is read."""
     if not model.decoder:
         return 0.0
     flops = _output_flops(model)
     if shared := model.shared_kv:
         flops += 2.0 * shared.shared_products(model.widths("decoder"))
     # Each token sees the prompt, the tokens generated so far, and itself.
-    example, widths = _decoding(model, prompt, generate), model.widths("decoder")
-    for layer in model.decoder:
-        flops += sum(part.flops(example, widths) for _, part in layer.parts) / generate
+    example = _decoding(model, prompt, generate)
+    processed = [("decoder", layer, example) for layer in model.decoder]
+    if model.block:
+        completed = Example(example.source, before=model.in_earlier_blocks(prompt))
+        processed += [("encoder", layer, completed) for layer in model.encoder]
+    for side, layer, example in processed:
+        flops += sum(part.flops(example, model.widths(side)) for _, part in layer.parts) / generate
     return flops
 
 
@@ -167,8 +186,11 @@ def _decoding(model: ResolvedModel, prompt: int, generate: int, generated: int =
     """`generate` decoding steps after a prompt and `generated` earlier tokens.
 
     An encoder-decoder's row begins with <s>, any other's with the prompt."""
-    before = (1 if model.encoder else prompt) + generated
-    source = prompt if model.encoder else 0
+    before = (1 if model.source_apart else prompt) + generated
+    if model.block:
+        completed = model.in_earlier_blocks(before + generate) - model.in_earlier_blocks(before)
+        return Example(generate, source=completed, before=before, block=model.block)
+    source = prompt if model.source_apart else 0
     return Example(generate, source=source, before=before, marked=prompt, decoding=True, keep_state=True)
 
 
@@ -187,12 +209,25 @@ def cache_bytes(model: ResolvedModel, bytes_per_entry: int) -> CacheBytes:
     """Bytes kept between passes for one sequence.
 
     An encoder-decoder caches keys and values of the source, and self-attention's of the generated tokens. A
-    decoder-only model caches self-attention's of both. Keys and values that layers share are cached once.
+    decoder-only model caches self-attention's of both. Keys and values that layers share are cached once. A double
+    decoder caches the decoder's of the open block, and of complete ones those of the encoder and of what the decoder
+    reads.
     """
-    parts = [part for layer in model.decoder for _, part in layer.parts]
-    encoder, widths = bool(model.encoder), model.widths("decoder")
-    kept = sum((part.cache_bytes(bytes_per_entry, encoder, widths) for part in parts), CacheBytes())
+    widths = model.widths("decoder")
+    kept = sum(
+        (part.cache_bytes(bytes_per_entry, bool(model.encoder), widths) for part in _parts(model.decoder)), CacheBytes()
+    )
     if model.shared_kv:
         each = 2 * model.shared_kv.kv_width * bytes_per_entry
         kept += CacheBytes(per_source_token=each, per_generated_token=each)
+    if model.block:
+        widths = model.widths("encoder")
+        read = sum((part.cache_bytes(bytes_per_entry, False, widths) for part in _parts(model.encoder)), CacheBytes())
+        complete, opened = read.per_source_token + kept.per_source_token, kept.per_generated_token
+        return CacheBytes(complete, complete, open_blocks=((model.block, opened - complete),))
     return kept
+
+
+def _parts(layers: Iterable[Layer]) -> Iterator[Part]:
+    for layer in layers:
+        yield from (part for _, part in layer.parts)

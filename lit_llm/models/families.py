@@ -92,10 +92,10 @@ class DecoderOnly(LanguageModel):
         prefix, open_BT = inputs.get("prefix_length"), inputs.get("open_BT")
         _refuse_outside("prefix_length", prefix, 0, tokens)
         x_BTD = self.embed(tokens_BT)
-        positions = {"self": _positions(tokens_BT, inputs.get("positions_BT"))}
+        positions = {"self": positions_of(tokens_BT, inputs.get("positions_BT"))}
         prefix = prefix if open_BT is None else open_BT
         refuse_open(self.config, prefix)
-        mask = AttentionMask(causal=True, prefix=prefix, documents=_document_pair(documents_BT, documents_BT))
+        mask = AttentionMask(causal=True, prefix=prefix, documents=document_pair(documents_BT, documents_BT))
         source = None
         if part := self.config.reads_marked:
             length = inputs.get("source_length")
@@ -144,8 +144,8 @@ class EncoderDecoderInputs(TypedDict, total=False):
     """Position after the last source token, for each target token; the row's when absent."""
 
 
-class EncoderDecoder(LanguageModel):
-    """RedLLM: source ─ drop ─ encoder ─▶ cross-attention of the decoder over the target ─ drop."""
+class WithEncoder(LanguageModel):
+    """Base class of the families with an encoder beside the decoder."""
 
     def __init__(self, config: ResolvedModel) -> None:
         super().__init__(config)
@@ -153,6 +153,15 @@ class EncoderDecoder(LanguageModel):
         self.encoder_embedding = None if shared else nn.Embedding(config.vocabulary, width)
         self.encoder_embedding_norm = Norm(config.norm, width) if config.embedding.norm else None
         self.encoder = Stack(config, "encoder", tied_to=self.decoder if config.tie_layers else None)
+
+    def embed_source(self, tokens: Tensor) -> Tensor:
+        """B x S ids -> B x S x D, the input of the encoder's first layer."""
+        table = self.embedding if self.encoder_embedding is None else self.encoder_embedding
+        return self.dropout(_embed(tokens, table, self.encoder_embedding_norm, self.config))
+
+
+class EncoderDecoder(WithEncoder):
+    """RedLLM: source ─ drop ─ encoder ─▶ cross-attention of the decoder over the target ─ drop."""
 
     def encode(
         self,
@@ -162,10 +171,9 @@ class EncoderDecoder(LanguageModel):
         positions_BS: Tensor | None = None,
     ) -> Tensor:
         """B x S ids -> B x S x D. See `EncoderDecoderInputs`."""
-        table = self.embedding if self.encoder_embedding is None else self.encoder_embedding
-        x_BSD = self.dropout(_embed(source_BS, table, self.encoder_embedding_norm, self.config))
-        mask = AttentionMask(key_lengths=source_lengths, documents=_document_pair(documents_BS, documents_BS))
-        context = ForwardContext(x_BSD, mask, {"self": _positions(source_BS, positions_BS)})
+        x_BSD = self.embed_source(source_BS)
+        mask = AttentionMask(key_lengths=source_lengths, documents=document_pair(documents_BS, documents_BS))
+        context = ForwardContext(x_BSD, mask, {"self": positions_of(source_BS, positions_BS)})
         return cast(Tensor, self.encoder(x_BSD, context))
 
     def hidden(self, source_BS: Tensor, target_BT: Tensor, **inputs: Unpack[EncoderDecoderInputs]) -> Tensor:
@@ -178,18 +186,18 @@ class EncoderDecoder(LanguageModel):
             raise ValueError("documents of the source without those of the target, or the other way round; give both")
         encoder_BSD = self.encode(source_BS, lengths, documents_BS, positions_BS)
         x_BTD = self.embed(target_BT)
-        source, target = source_BS.shape[1], _positions(target_BT, inputs.get("positions_BT"))
+        source, target = source_BS.shape[1], positions_of(target_BT, inputs.get("positions_BT"))
         # The target continues after its row's source: <s> has the position after the last source token.
         ends = source if lengths is None else lengths.to(target.device)[:, None]
         source_ends_BT = inputs.get("source_ends_BT")
         positions = {
             "self": target,
-            "source": _positions(source_BS, positions_BS),
+            "source": positions_of(source_BS, positions_BS),
             "restart": target,
             "continuous": target + (ends if source_ends_BT is None else source_ends_BT),
         }
-        mask = AttentionMask(causal=True, documents=_document_pair(documents_BT, documents_BT))
-        source_mask = AttentionMask(key_lengths=lengths, documents=_document_pair(documents_BT, documents_BS))
+        mask = AttentionMask(causal=True, documents=document_pair(documents_BT, documents_BT))
+        source_mask = AttentionMask(key_lengths=lengths, documents=document_pair(documents_BT, documents_BS))
         context = ForwardContext(x_BTD, mask, positions, SourceInput(source_mask, source, encoder_BSD))
         return cast(Tensor, self.decoder(x_BTD, context))
 
@@ -224,8 +232,8 @@ class EncoderOnly(LanguageModel):
         tokens of the same document.
         """
         x_BTD = self.embed(tokens_BT)
-        mask = AttentionMask(key_lengths=token_lengths, documents=_document_pair(documents_BT, documents_BT))
-        context = ForwardContext(x_BTD, mask, {"self": _positions(tokens_BT, None)})
+        mask = AttentionMask(key_lengths=token_lengths, documents=document_pair(documents_BT, documents_BT))
+        context = ForwardContext(x_BTD, mask, {"self": positions_of(tokens_BT, None)})
         return cast(Tensor, self.encoder(x_BTD, context))
 
     def forward(
@@ -241,7 +249,7 @@ def refuse_open(config: ResolvedModel, prefix: int | Tensor | None) -> None:
         raise ValueError(f"{config.causal_only}: a token cannot see later ones; leave its prefix causal")
 
 
-def _positions(tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
+def positions_of(tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
     """The given positions, or the indices in the row."""
     return torch.arange(tokens_BT.shape[1], device=tokens_BT.device) if positions_BT is None else positions_BT
 
@@ -263,5 +271,5 @@ def _refuse_outside(name: str, lengths: int | Tensor | None, least: int, tokens:
         raise ValueError(f"{name} {limits[1]} is longer than the {tokens} tokens of the input")
 
 
-def _document_pair(of_queries: Tensor | None, of_keys: Tensor | None) -> tuple[Tensor, Tensor] | None:
+def document_pair(of_queries: Tensor | None, of_keys: Tensor | None) -> tuple[Tensor, Tensor] | None:
     return None if of_queries is None or of_keys is None else (of_queries, of_keys)

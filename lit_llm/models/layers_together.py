@@ -60,3 +60,17 @@ def convolution_problem(cross_decoder: Sequence[Layer]) -> str:
     if any(network is not None and network.convolution for network in networks):
         return "a cross-decoder runs for a prompt's last token alone, which has no neighbours; write convolution: []"
     return ""
+
+
+def block_problem(layers: Sequence[Layer]) -> str:
+    """Reason why the layers of a double decoder's stack cannot be read block by block, or ''."""
+    for index, layer in enumerate(layers):
+        for name, part in layer.parts:
+            for key, without in (("window", None), ("relative_bias", "none"), ("convolution", ())):
+                if getattr(part, key, without) != without:
+                    written = {"window": "null", "relative_bias": "none", "convolution": "[]"}[key]
+                    return (
+                        f"{key}: a double decoder's stacks go on by whole blocks, which {name} of layer {index} cannot "
+                        f"with a {key.replace('_', ' ')}; write {key}: {written}"
+                    )
+    return ""

@@ -20,7 +20,7 @@ def parameter_shapes(model: ResolvedModel) -> dict[str, TensorShape]:
     """{name: shape} of every parameter."""
     d_model, normed = model.d_model, model.embedding.norm
     shapes = embedding_shapes(model) | _norm("embedding_norm", model.norm, d_model, normed)
-    if model.family == "encoder_decoder":
+    if model.encoder and model.decoder:
         shapes |= _norm("encoder_embedding_norm", model.norm, model.width("encoder"), normed)
     if model.output.bias:
         shapes["output_bias"] = (model.vocabulary,)
@@ -55,7 +55,7 @@ def embedding_shapes(model: ResolvedModel) -> dict[str, TensorShape]:
     """{name: shape} of the vocabulary's matrices, including the output's."""
     table, tied = (model.vocabulary, model.d_model), model.tie_embeddings
     shapes: dict[str, TensorShape] = {"embedding.weight": table}
-    if model.family == "encoder_decoder" and tied not in ("all", "inputs"):
+    if model.encoder and model.decoder and tied not in ("all", "inputs"):
         shapes["encoder_embedding.weight"] = (model.vocabulary, model.width("encoder"))
     if tied not in ("all", "decoder"):
         shapes["output.weight"] = table

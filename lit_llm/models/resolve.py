@@ -22,7 +22,13 @@ from lit_llm.components.residual.config import AnyResidual, Residual
 from lit_llm.config.section import Items, Section, set_fields
 from lit_llm.config.tree import KIND
 from lit_llm.models.layer import Layer
-from lit_llm.models.layers_together import convolution_problem, tying_problem, value_residual_problem, with_first_values
+from lit_llm.models.layers_together import (
+    block_problem,
+    convolution_problem,
+    tying_problem,
+    value_residual_problem,
+    with_first_values,
+)
 
 if TYPE_CHECKING:
     from lit_llm.models.sections import AnyModel
@@ -36,7 +42,7 @@ STACKS = ("encoder", "decoder", "self_decoder", "cross_decoder")
 class ResolvedModel(Section):
     """A model as an explicit list of layers, which is built, costed, hashed and compared."""
 
-    family: Literal["decoder", "encoder_decoder", "encoder_only", "decoder_decoder"]
+    family: Literal["decoder", "encoder_decoder", "encoder_only", "decoder_decoder", "double_decoder"]
     d_model: int
     vocabulary: int
     tie_embeddings: Literal["all", "inputs", "decoder", "none"]
@@ -50,6 +56,8 @@ class ResolvedModel(Section):
     """The encoder's width, where it differs from `d_model`."""
     tie_layers: bool = Field(False, exclude_if=lambda value: not value)
     """Whether the encoder's layers are parts of the decoder's, which then has their parameters."""
+    block: int | None = Field(None, exclude_if=lambda value: value is None)
+    """Tokens of a block of a double decoder; None in other families."""
     encoder: Items[Layer]
     decoder: Items[Layer]
     """Layers of the decoder; in a decoder-decoder the self-decoder's, then the cross-decoder's, which share keys."""
@@ -85,7 +93,26 @@ class ResolvedModel(Section):
     @property
     def causal_only(self) -> str:
         """Reason why this model cannot have a bidirectional prefix, or ''."""
+        if self.block:
+            return "a double decoder is causal in both stacks"
         return next((part.causal_only for part in self.parts if part.causal_only), "")
+
+    @property
+    def source_apart(self) -> bool:
+        """True where a source is apart from the decoder's row."""
+        return self.family == "encoder_decoder"
+
+    def in_earlier_blocks(self, tokens: float) -> float:
+        """Of a row of `tokens`, those before the block of the last one."""
+        assert self.block is not None
+        return (tokens - 1) // self.block * self.block if tokens >= 1 else 0
+
+    def read_by_encoder(self, tokens: float) -> float:
+        """Tokens of a row that a double decoder's encoder reads in a pass over the whole row; nothing reads the others.
+
+        At least one, so that a row within one block uses all parameters, though with a gradient of zero.
+        """
+        return max(1, self.in_earlier_blocks(tokens))
 
     @property
     def self_layers(self) -> int:
@@ -103,6 +130,8 @@ def not_analysed(model: ResolvedModel) -> str:
     shows = "it looks at self-attention, and at cross-attention in every layer of a decoder, with norms before them"
     if model.family == "encoder_only":
         return f"an encoder-only model has no targets; {shows}"
+    if model.block:
+        return f"a double decoder's source grows with every block; {shows}, of one source apart from its targets"
     if model.tie_layers:
         return f"the attentions of the encoder are those of the decoder; {shows} of each stack"
     if model.shared_kv is not None:
@@ -152,6 +181,7 @@ def _resolve(config: AnyModel) -> ResolvedModel:
         parametrization=config.parametrization.resolved(widths, depths),
         encoder_d_model=_width(config, "encoder") if _width(config, "encoder") != config.d_model else None,
         tie_layers=getattr(config, "tie_layers", False),
+        block=getattr(config, "block", None),
         encoder=encoder,
         decoder=tuple(layer for layers in decoder for layer in layers),
     )
@@ -337,6 +367,8 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
             yield f"{side}.{SELF_ATTENTION_KEY[side]}", problem
         if buildable and (problem := value_residual_problem(_layers(config, side))):
             yield f"{side}.{SELF_ATTENTION_KEY[side]}", problem
+        if buildable and getattr(config, "block", None) and (problem := block_problem(_layers(config, side))):
+            yield side, problem
     if config.output.future_tokens and config.family not in ("decoder", "encoder_decoder"):
         message = f"layers for further tokens stand behind a decoder's last but one, and this model is {config.family}"
         yield "output.future_tokens", message

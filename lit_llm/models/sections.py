@@ -83,15 +83,41 @@ class DecoderLayerOverride(_AnyDecoderLayerOverride):
     """Overrides for some layers of a decoder-only model."""
 
 
-@with_components("target_decoder")
-class CrossDecoderLayerOverride(_AnyDecoderLayerOverride):
-    """Overrides for some layers of an encoder-decoder's decoder."""
+class _ReadingLayerOverride(_AnyDecoderLayerOverride):
+    """Overrides that the layers of a decoder beside an encoder have."""
 
     cross_attention_mode: Literal["separate", "merged", "none"] | None = None
     """How these layers read the source: by a separate cross-attention (the default), in one softmax with self-attention
     and with the same matrices (merged, T5Gemma 2, arXiv 2512.14856), or not at all."""
     cross_attention: AttentionOverride | None = None
     """Attention from the target to the encoder's output, where it is separate."""
+
+
+@with_components("target_decoder")
+class CrossDecoderLayerOverride(_ReadingLayerOverride):
+    """Overrides for some layers of an encoder-decoder's decoder."""
+
+
+class _BlockwiseLayerOverride(Section):
+    """What the layers of both stacks of a double decoder refuse."""
+
+    @classmethod
+    def unknown_key(cls, key: str, value: Any) -> str:
+        message = "a double decoder's layers have attention and a feed-forward network, and no component in their place"
+        return message if key in COMPONENTS else ""
+
+
+class ContextLayerOverride(_BlockwiseLayerOverride):
+    """Overrides for some layers of a double decoder's first stack."""
+
+    attention: AttentionOverride | None = None
+    """Causal self-attention over the whole row."""
+    feed_forward: FeedForwardOverride | None = None
+    """Feed-forward network."""
+
+
+class BlockLayerOverride(_BlockwiseLayerOverride, _ReadingLayerOverride):
+    """Overrides for some layers of a double decoder's second stack, whose source is the blocks before a token's own."""
 
 
 class SharingLayerOverride(_LayerOverride):
@@ -154,6 +180,26 @@ class SharingDecoderConfig(SharingLayerOverride):
     """Number of layers."""
     layer_ranges: dict[str, SharingLayerOverride] = Field({}, max_length=MOST_RANGES)
     """Overrides for some layers, counted from 0, the stack's first: `"0-2": {cross_attention: {heads: 2}}`."""
+
+
+class ContextStackConfig(ContextLayerOverride):
+    """The first stack of a double decoder: causal, and read by the second stack where a block is complete."""
+
+    layers: int = Field(gt=0, le=MOST_LAYERS)
+    """Number of layers."""
+    layer_ranges: dict[str, ContextLayerOverride] = Field({}, max_length=MOST_RANGES)
+    """Overrides for some layers, counted from 0: `"0-2": {attention: {qkv_norm: []}}`; `"0-21/3"` is every third."""
+    d_model: int | None = Field(None, gt=0)
+    """Width of this stack's residual stream; the model's when absent."""
+
+
+class BlockStackConfig(BlockLayerOverride):
+    """The second stack of a double decoder, which predicts every token."""
+
+    layers: int = Field(gt=0, le=MOST_LAYERS)
+    """Number of layers."""
+    layer_ranges: dict[str, BlockLayerOverride] = Field({}, max_length=MOST_RANGES)
+    """Overrides for some layers, counted from 0: `"0-2": {cross_attention: {rope: none}}`; `"0-21/3"`: every third."""
 
 
 class _Shared(Section):
@@ -238,4 +284,24 @@ class DecoderDecoderModel(_Shared):
     """all: input and output embedding are one matrix."""
 
 
-AnyModel = DecoderModel | EncoderDecoderModel | EncoderOnlyModel | DecoderDecoderModel
+class DoubleDecoderModel(_Shared):
+    """Double decoder (arXiv 2605.18807): two causal stacks, and a loss on every token of a row that is cut into blocks.
+
+    The decoder sees its own block, and the encoder's states of earlier blocks. So the encoder alone reads a prompt's
+    complete blocks, and the decoder reads a block until it is complete.
+    """
+
+    family: Literal["double_decoder"] = "double_decoder"
+    """Double decoder."""
+    block: int = Field(gt=0)
+    """Tokens of a block; fewer than a training sequence has."""
+    encoder: ContextStackConfig
+    """The stack that reads the blocks before a token's own."""
+    decoder: BlockStackConfig
+    """The stack that predicts the tokens of a block."""
+    tie_embeddings: Literal["all", "inputs", "decoder", "none"] = "all"
+    """all: encoder input, decoder input and output are one matrix; inputs: only the two inputs are; decoder: only the
+    decoder's input and the output are."""
+
+
+AnyModel = DecoderModel | EncoderDecoderModel | EncoderOnlyModel | DecoderDecoderModel | DoubleDecoderModel

@@ -60,7 +60,8 @@ class Block(nn.Module):
             branch = model.residual.branch_shape(widths.row)
             scale = None if branch is None else BranchScale(branch, model.residual.initial)
             self.add_module(f"{name}_branch", scale)
-            self.add_module(name, build_part(part, widths, causal=side == "decoder"))
+            causal = side == "decoder" or model.block is not None
+            self.add_module(name, build_part(part, widths, causal=causal))
         self.stream_factor, self.branch_factor = residual_factors(model, side)
         """Factors of the residual stream and of each branch, where they are added."""
         self.dropout = nn.Dropout(0.0)

@@ -47,8 +47,8 @@ from torch import Tensor
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 from lit_llm.objectives.packing import rows_of, sizes_of
 
-Family = Literal["decoder", "encoder_decoder", "decoder_decoder", "encoder_only"]
-"""Model family; decoder_decoder is collated as decoder."""
+Family = Literal["decoder", "encoder_decoder", "decoder_decoder", "double_decoder", "encoder_only"]
+"""Model family; decoder_decoder and double_decoder are collated as decoder."""
 PAD_DOCUMENT = -1
 """Document number of padding in shared rows, which no example sees."""
 

@@ -59,7 +59,8 @@ def model_card(pushed: Pushed) -> str:
     from huggingface_hub import ModelCardData
 
     config = _config(pushed.folder)
-    kind = {"decoder": "text-generation", "decoder_decoder": "text-generation", "encoder_only": "fill-mask"}
+    kind = dict.fromkeys(("decoder", "decoder_decoder", "double_decoder"), "text-generation")
+    kind["encoder_only"] = "fill-mask"
     family = pushed.run.experiment.model.family
     data = ModelCardData(
         library_name="transformers" if config else "lit-llm",

@@ -3,11 +3,11 @@
 Counted are tensors whose size grows with the model or with tokens x width. Left out as small: tensors with one number
 per token or head (statistics of norms and of softmax), rotations, masks, token ids, and the allocator's overhead. The
 result is within 3% of what autograd keeps for pre-norm and sandwich models, within 5% for mixers with a recurrent
-state, and within a sixth for other placements of norms and for merged attention. Soft-capped or biased scores are
-counted roughly. Masks of a visible prefix and of merged layers are not counted, one number per pair of tokens and layer
-for all sequences together: at 2,048 tokens, d_model 96 and one sequence up to 45% of what is kept. FlexAttention's
-masks of windows, caps and ALiBi are counted; those of prefixes and documents, a byte per pair of tokens and row, are
-not.
+state, within 6% for double decoders, and within a sixth for other placements of norms and for merged attention.
+Soft-capped or biased scores are counted roughly. Masks of a visible prefix and of merged layers are not counted, one
+number per pair of tokens and layer for all sequences together: at 2,048 tokens, d_model 96 and one sequence up to 45%
+of what is kept. FlexAttention's masks of windows, caps and ALiBi are counted; those of prefixes and documents, a byte
+per pair of tokens and row, are not.
 
 Dropout of attention weights takes no memory in the fused kernels of a GPU. A CPU keeps all weights of a layer, which
 are counted with `accelerator: cpu`.
@@ -21,7 +21,7 @@ from typing import Literal
 
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.components.part import BFLOAT16, FLOAT32, Part, Precision
-from lit_llm.models.cost import Shape, count_parameters, examples
+from lit_llm.models.cost import Shape, count_parameters, encoder_tokens, examples
 from lit_llm.models.parameters import embedding_shapes, matrix_of, parameter_shapes
 from lit_llm.models.resolve import ResolvedModel
 from lit_llm.training.config import TrainingConfig
@@ -132,7 +132,9 @@ def mask_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape) -> 
             (side, part): part.mask_bytes(example, precision) for _, part in layer.parts if part.shares_mask(precision)
         }
     of_layers = max(kept, default=0.0) if training.execution.activation_checkpointing else sum(kept)
-    return of_layers + sum(shared.values())
+    # Of own and of earlier blocks.
+    of_blocks = shape.target * (shape.target + encoder_tokens(model, shape)) * precision.compute if model.block else 0.0
+    return of_layers + sum(shared.values()) + of_blocks
 
 
 def logit_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape, sequences: int) -> float:
@@ -187,7 +189,7 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
     With activation checkpointing: the inputs of all layers, what later layers read of earlier ones, the encoder's
     output, and the inside of the largest layer.
     """
-    precision, norm, source = _precision(training), model.norm, shape.source if model.encoder else 0.0
+    precision, norm, source = _precision(training), model.norm, encoder_tokens(model, shape) if model.encoder else 0.0
     # A norm keeps its input, and nothing for its learned scale. One on a part's output reads what its matrices made.
     norms = precision.residual * (norm.before or norm.placement == "post") + precision.compute * norm.after
     inputs, insides, encoder_is_read, for_later = list[float](), list[float](), False, 0.0

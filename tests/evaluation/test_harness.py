@@ -21,7 +21,7 @@ from lit_llm.evaluation.harness import evaluate_tasks, harness_model, score_pair
 from lit_llm.evaluation.suites import REDLLM
 from lit_llm.generation import Sampling
 from lit_llm.models.build import build_model
-from lit_llm.models.config import DecoderDecoderModel, DecoderModel, EncoderDecoderModel
+from lit_llm.models.config import DecoderDecoderModel, DecoderModel, DoubleDecoderModel, EncoderDecoderModel
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 from lit_llm.runs import trained_model
 
@@ -93,6 +93,12 @@ def redllm(tokenizer):
 def yoco(tokenizer):
     first = {"layers": 2, "self_attention": {"window": 6}}
     return build(DecoderDecoderModel, tokenizer.vocabulary, self_decoder=first, cross_decoder={"layers": 2})
+
+
+@pytest.fixture(scope="module")
+def double(tokenizer):
+    stacks = {"encoder": {"layers": 2}, "decoder": {"layers": LAYERS}, "block": 5}
+    return build(DoubleDecoderModel, tokenizer.vocabulary, **stacks)
 
 
 def as_llama(model):
@@ -229,7 +235,7 @@ def plain(model, context, continuation, masks=MasksConfig()):
 
 
 READERS = [("decllm", MasksConfig()), ("decllm", OPEN), ("redllm", MasksConfig())]
-READERS += [("yoco", MasksConfig()), ("yoco", OPEN)]
+READERS += [("yoco", MasksConfig()), ("yoco", OPEN), ("double", MasksConfig())]
 
 
 @pytest.fixture(scope="module")

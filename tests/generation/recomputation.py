@@ -7,7 +7,7 @@ import torch
 from lit_llm.config.section import validate
 from lit_llm.config.tree import merge, read_override, tree
 from lit_llm.models.build import build_model
-from lit_llm.models.config import DecoderDecoderModel, DecoderModel, EncoderDecoderModel
+from lit_llm.models.config import DecoderDecoderModel, DecoderModel, DoubleDecoderModel, EncoderDecoderModel
 
 VOCABULARY = 61
 BOS, EOD = 1, 0
@@ -31,6 +31,7 @@ _FAMILIES = {
     "mixers": (DecoderModel, {"decoder": {"layers": 4, "layer_ranges": _MIXERS}}),
     "palm": (DecoderModel, {"decoder": {"layers": 2, "partial_attention": "palm"}}),
     "redllm": (EncoderDecoderModel, _DECODER | {"encoder": {"layers": 2}}),
+    "double": (DoubleDecoderModel, _DECODER | {"encoder": {"layers": 2}, "block": 4}),
 }
 PROMPTS = [[5, 9, 13, 2, 7, 30, 8], [], [4, 17, 60], [3, 3, 8, 21, 40, 41, 12, 6, 55, 2, 19, 33], [16, 2, 4]]
 """Of five lengths less one, and an empty one among them."""
@@ -55,7 +56,7 @@ def build(family, *overrides, dtype=torch.float64):
 @torch.no_grad()
 def next_logits(model, prompt, answer, prefix="causal"):
     """V: of the token behind `answer`, by one forward pass over everything, this prompt alone."""
-    if model.config.encoder:
+    if model.config.source_apart:
         return model(torch.tensor([prompt or [EOD]]), torch.tensor([[BOS, *answer]]))[0, -1]
     source = 1 + len(prompt)
     open_prefix = source if prefix == "bidirectional" else None

@@ -15,7 +15,7 @@ from lit_llm.models.stacks import Block
 from tests.generation.recomputation import PROMPTS, VOCABULARY, build, next_logits, recomputed
 
 NEW = 6
-FAMILIES = ["decllm", "palm", "redllm", "yoco", "retention", "mixers"]
+FAMILIES = ["decllm", "palm", "redllm", "yoco", "retention", "mixers", "double"]
 NORMS = ["[]", "[q, k, v]", "[v]"]
 OUTPUTS = ["none", "head", "concat", "after_out"]
 ROPES = ["continuous", "restart", "none"]
@@ -131,6 +131,15 @@ MIXERS = [
 RED_MIXERS = [
     [f"encoder.{mixer}={{chunk: 3}}", f"decoder.{mixer}={{}}"] for mixer in ("gla", "gated_deltanet", "mamba2")
 ]
+_WITHOUT = ("window", "relative_bias")
+DOUBLE = [overrides for overrides in SHARED if not any(key in each for key in _WITHOUT for each in overrides)]
+DOUBLE += [
+    [MERGED, "attention.qkv_norm=[q, k]", "attention.kv_heads=2"],
+    [MERGED, "attention.rope=restart", "block=1"],
+    ["decoder.layer_ranges.0.cross_attention_mode=merged", "block=3", "attention.output_norm=head"],
+    ["decoder.cross_attention.rope=restart", "decoder.layer_ranges.1.cross_attention_mode=none", "block=2"],
+    ["encoder.d_model=24", "tie_embeddings=decoder", "encoder.layers=3", "block=100"],
+]
 CASES = [
     pytest.param(family, overrides, prefix, id=f"{family}, {prefix}: {' '.join(overrides)}")
     for family, cases, prefixes in (
@@ -142,6 +151,7 @@ CASES = [
         ("retention", RETENTION, ["causal"]),
         ("mixers", MIXERS, ["causal"]),
         ("redllm", RED_MIXERS, ["causal"]),
+        ("double", DOUBLE, ["causal"]),
         ("yoco", [["self_decoder.gated_deltanet={chunk: 3}"]], ["causal"]),
     )
     for overrides, prefix in itertools.product(cases, prefixes)
@@ -345,6 +355,8 @@ def test_merged_attention_copies_its_source_only_when_rows_leave():
         ("decllm", ["decoder.layer_ranges.1.retention.heads=2"]),
         ("mixers", []),
         ("redllm", ["encoder.mamba2={}", "decoder.layer_ranges.1.mamba2={groups: 2}"]),
+        ("double", []),
+        ("double", [MERGED, "encoder.layers=3", "attention.kv_heads=2", "block=3"]),
     ],
 )
 def test_the_cache_takes_the_bytes_that_the_analytic_cost_says(family, overrides, dtype):
@@ -363,8 +375,9 @@ def test_the_cache_takes_the_bytes_that_the_analytic_cost_says(family, overrides
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_bytes_are_those_of_the_tensors_where_nothing_is_padded(family):
     """Without padding and before room is made, what the caches hold is all that they have."""
-    decoding = prefill(build(family), [PROMPTS[3], PROMPTS[3]])
-    found, tensors = [*decoding.cache.caches], []
+    prompt = PROMPTS[3][:-1]  # with <s> it fills blocks
+    decoding = prefill(build(family), [prompt, prompt])
+    found, tensors = [cache for stack in decoding.caches for cache in stack.caches], []
     while found:
         kept = [*vars(found.pop()).values()]
         kept += [inner for states in kept if isinstance(states, dict) for inner in states.values()]

@@ -146,8 +146,15 @@ ODD_YOCO = {
         "self_decoder.layer_ranges.0.retention={heads: 2, head_dim: 6, value_dim: 10}"
     ],
 }
+ODD_DOUBLE = {
+    "separate": ["attention.qkv_norm=[q, k, v]", "attention.output_norm=head"],
+    "merged": ["decoder.cross_attention_mode=merged", "attention.kv_heads=2"],
+    "wide encoder, untied": ["encoder.d_model=48", "tie_embeddings=decoder", "decoder.layers=3", "embedding.norm=true"],
+    "one block": ["block=24"],
+}
 MODELS = [("yoco", name, overrides) for name, overrides in ODD_YOCO.items()]
 MODELS += [("decllm", "retention", ["decoder.retention={chunk: 8}", "decoder.partial_attention=palm"])]
+MODELS += [("double", name, overrides) for name, overrides in ODD_DOUBLE.items()]
 MODELS += [("decllm", mixer, [f"decoder.layer_ranges.1.{mixer}={{chunk: 7}}"]) for mixer in MIXERS]
 MODELS += [("redllm", f"{mixer}, both ways", [f"encoder.{mixer}={{chunk: 5}}"]) for mixer in MIXERS]
 MODELS += [("redllm", "mixers", ["encoder.gla={heads: 2}", "decoder.mamba2={head_dim: 6, groups: 2}"])]
@@ -252,8 +259,25 @@ def counted(model, shape, prefix=0, backward=False):
     return counter.get_total_flops()
 
 
+def behind_the_blocks(model, target):
+    """FLOPs of the pairs that a double decoder's masks hide, in a pass over a whole row."""
+    source = max(1, (target - 1) // model.block * model.block)
+    seen = {"self": 0, "cross": 0}
+    for query in range(target):
+        seen["self"] += query % model.block + 1
+        seen["cross"] += query // model.block * model.block
+    hidden = {"self": target**2 - seen["self"], "cross": target * source - seen["cross"]}
+    hidden["merged"] = hidden["self"] + hidden["cross"]
+    of_decoder = [part for layer in model.decoder for _, part in layer.parts if hasattr(part, "heads")]
+    of_encoder = [layer.self_attention for layer in model.encoder]
+    found = sum(4 * part.width * hidden[part.place] for part in of_decoder)
+    return found + sum(4 * part.width * (source**2 - source * (source + 1) // 2) for part in of_encoder)
+
+
 def behind_the_mask(model, shape, prefix=0):
     """FLOPs of the pairs that the counter counts and the decoder's mask hides: 2 products x 2 x width for each."""
+    if model.block:
+        return behind_the_blocks(model, shape.target)
     called = shape.target**2 if prefix <= 1 else prefix**2 + (shape.target - prefix) * shape.target
     found = 0
     for layers, visible, tokens in (
@@ -291,6 +315,7 @@ def test_an_open_prefix_costs_the_pairs_that_it_opens(prefix):
         ("decllm", Shape(0, 12, 12, partial=5), [PALM]),
         ("redllm", Shape(8, 12, 12), []),
         ("yoco", Shape(0, 12, 12), []),
+        ("double", Shape(0, 12, 12), []),
     ],
 )
 def test_a_backward_pass_costs_twice_its_forward(family, shape, overrides):
@@ -327,6 +352,7 @@ WINDOWS = ["attention.window=6"]
 GENERATING = [("decllm", WINDOWS), ("redllm", WINDOWS), ("redllm", ["decoder.cross_attention_mode=merged"])]
 SHARING = [("yoco", ["cross_decoder.layers=3", "attention.kv_heads=2"])]
 GENERATING += [("decllm", []), ("decllm", ["attention.kv_heads=1"]), ("redllm", []), ("redllm", ["decoder.layers=3"])]
+DOUBLE = [("double", []), ("double", ["decoder.cross_attention_mode=merged", "block=4", "attention.kv_heads=2"])]
 GENERATING += [("decllm", [PALM, "decoder.partial_attention.kv_heads=1"])]
 
 
@@ -353,7 +379,7 @@ def test_a_prefill_and_its_steps_cost_what_reading_it_all_at_once_costs(family, 
     assert pieces == pytest.approx(forward_flops(model, whole), rel=1e-12)
 
 
-@pytest.mark.parametrize(("family", "overrides"), GENERATING + SHARING)
+@pytest.mark.parametrize(("family", "overrides"), GENERATING + SHARING + DOUBLE)
 @pytest.mark.parametrize("number", [0, 1, 12])
 def test_attended_keys_are_those_that_the_last_query_of_a_row_sees(family, overrides, number):
     model, prompt, seen = build_model(config(family, *overrides)), 20, []

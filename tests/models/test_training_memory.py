@@ -33,7 +33,15 @@ BOUND = 0.03
 """What the formula leaves out (one number for a token or head, rotations, masks) is at most this share here, where
 heads are narrow; it shrinks with head_dim and d_model."""
 
-ROUGH = {"post": 1 / 6, "output": 1 / 6, "merged": 1 / 6, "mixer": 0.05, "band": 0.04, "alibi": 0.07}
+ROUGH = {
+    "post": 1 / 6,
+    "output": 1 / 6,
+    "merged": 1 / 6,
+    "mixer": 0.05,
+    "band": 0.04,
+    "alibi": 0.07,
+    **dict.fromkeys(("double decoder", "double decoder, grouped"), 0.06),
+}
 """Where the formula says that it is rough."""
 
 
@@ -88,12 +96,19 @@ CASES = {
     **{mixer: ("decllm", [f"decoder.{mixer}={{chunk: 32}}"]) for mixer in MIXERS[1:]},
     "mamba2, both ways": ("redllm", ["encoder.mamba2={}", "decoder.mamba2={}"]),
     "mamba2 in groups": ("decllm", ["decoder.mamba2={heads: 6, groups: 2, head_dim: 32}"]),
+    "double decoder": ("double", [*ALL, "block=32"]),
+    "double decoder, grouped": ("double", ["block=20", "attention.kv_heads=1", "attention.output_norm=head"]),
     "deep decoder": ("redllm", [*ALL, "encoder.layers=1", "decoder.layers=4"]),
 }
 PARTIAL = 40
 """Tokens that partial attention reads as the source, where there is one."""
 DECODER_ONLY = [(0, 96, 96), (0, 160, 40)]
-SHAPES = {"decllm": DECODER_ONLY, "yoco": DECODER_ONLY, "redllm": [(64, 64, 64), (128, 32, 20), (24, 120, 120)]}
+SHAPES = {
+    "decllm": DECODER_ONLY,
+    "yoco": DECODER_ONLY,
+    "double": DECODER_ONLY,
+    "redllm": [(64, 64, 64), (128, 32, 20), (24, 120, 120)],
+}
 
 
 def training(precision="fp32", dropout=0.0, **execution):
@@ -158,7 +173,8 @@ def test_activations_are_what_autograd_keeps(case, precision):
     family, model = built(case, precision)
     one = training(precision)
     for source, target, outputs in SHAPES[family]:
-        counted = activation_bytes(model.config, one, Shape(source, target, outputs, partial=PARTIAL))
+        shape = Shape(source, target, outputs, partial=PARTIAL)
+        counted = activation_bytes(model.config, one, shape) + mask_bytes(model.config, one, shape)
         if precision == "bf16":  # autocast's copies of the matrices are kept too
             counted += state_bytes(model.config, one) - state_bytes(model.config, training("fp32"))
         assert counted == pytest.approx(kept_bytes(model, source, target, outputs, precision), rel=bound(case))
@@ -304,7 +320,8 @@ def test_with_checkpointing_each_layers_input_is_kept_and_the_inside_of_the_larg
         insides.append(sum(storage.nbytes() for address, storage in inside.items() if address not in given))
     found = sum(storage.nbytes() for storage in kept.values()) + max(insides)
     shape = Shape(source, target, target, partial=PARTIAL // 2)
-    counted = activation_bytes(model.config, training(precision, activation_checkpointing=True), shape)
+    one = training(precision, activation_checkpointing=True)
+    counted = activation_bytes(model.config, one, shape) + mask_bytes(model.config, one, shape)
     assert counted == pytest.approx(found, rel=bound(case))
 
 

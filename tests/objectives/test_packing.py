@@ -26,6 +26,7 @@ MODELS = {
     "decoder, positions only": ("decllm", ["attention.kv_heads=2", "attention.qkv_norm=[]"], MasksConfig()),
     "decoder, open prefix": ("decllm", [], OPEN),
     "decoder-decoder": ("yoco", ["attention.kv_heads=2"], MasksConfig()),
+    "double decoder": ("double", ["block=3", "attention.kv_heads=2"], MasksConfig()),
     "decoder-decoder, open prefix": ("yoco", [], OPEN),
     "decoder-decoder, retention": ("yoco", ["self_decoder.retention={chunk: 7}"], MasksConfig()),
     **{

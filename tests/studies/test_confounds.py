@@ -132,3 +132,15 @@ def test_the_stacks_of_a_decoder_decoder_have_addresses_of_their_own(write_study
     assert keys("model.self_decoder.layers: [2, 3]", f"model.self_decoder.layer_ranges={window}") == {
         "model.self_decoder.layer_ranges.0"
     }
+
+
+def test_a_block_that_holds_the_whole_sequence_is_refused_or_allowed(write_study: Study) -> None:
+    """No later block would read the encoder of a double decoder."""
+
+    def kinds(block: int, rest: str = "") -> list[str]:
+        path = write_study("blocks", f"arms: {{a: {{}}}}\n{rest}", extends="doubledecoder-tiny", allow_budgets=not rest)
+        study = load_study(path, [f"model.block={block}", "pretrain.data.sequence_length=64"])
+        return [finding.kind for finding in audit(study, built=False) if finding.key == "model.block"]
+
+    assert (kinds(63), kinds(64)) == ([], ["refused"])
+    assert kinds(64, "allow: [{key: model.block, because: the encoder is not read}]") == ["allowed"]

@@ -103,8 +103,9 @@ def test_a_shipped_study_runs_two_steps_of_every_arm_and_is_reported(
 ) -> None:
     study = load_study(path, OF_STUDY.get(path.stem, SMALL))
     arms = tuple(two_steps(arm, instructions) for arm in study.arms)
-    # Costs are those of small arms, so that budgets say nothing of the study.
-    allow = (Allowed(key="budget", because="two steps of small arms"), *study.study.allow)
+    # Costs are those of small arms, so that budgets say nothing of the study; nor does a block of a short sequence.
+    keys, because = ("budget", "model.block"), "two steps of small arms"
+    allow = (*(Allowed(key=key, because=because) for key in keys), *study.study.allow)
     one_seed = study.study.model_copy(update={"seeds": (0,), "allow": allow})
     finished = run_study(Ablation(one_seed, arms), store, observer=Observer(), max_parallel=2, report=write_report)
     assert {run.name: run.status()["state"] for run in finished.runs} == {
@@ -134,9 +135,9 @@ def test_every_study_has_a_sibling_of_the_papers_size() -> None:
     studies = {path.stem for path in STUDIES} - {"quickstart", "recall", "mixers", "parametrization", "experts"}
     small = {name for name in studies if not name.endswith("-paper")}
     assert small == {
-        "adaptation", "attribution", "biattn", "biattn_prefix", "cross_positions", "encoder_objectives",
-        "extrapolation", "finetune_reversal", "gated_attention", "kv_sharing", "layer_split", "modifications",
-        "objectives", "pareto", "scaling", "stability", "tying",
+        "adaptation", "attribution", "biattn", "biattn_prefix", "cross_positions", "double_decoder",
+        "encoder_objectives", "extrapolation", "finetune_reversal", "gated_attention", "kv_sharing", "layer_split",
+        "modifications", "objectives", "pareto", "scaling", "stability", "tying",
     }  # fmt: skip
     assert studies - small == {f"{name}-paper" for name in small}
 

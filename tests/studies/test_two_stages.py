@@ -446,8 +446,9 @@ arms:
   yoco: {extends: yoco-tiny}
   yoco_biattn: {extends: yoco-tiny, finetune: {masks: {prefix: bidirectional}}}
   retention: {extends: yoco-tiny, model: {self_decoder: {retention: gated}}, finetune: {data: {packing: greedy}}}
+  double: {extends: doubledecoder-tiny, model: {block: 8}, finetune: {data: {packing: greedy}}}
 compare: {baseline: dec, metric: finetune/eval/examples/nll}
-allow: [{key: finetune.data.packing, because: one arm is to be packed}]
+allow: [{key: finetune.data.packing, because: two arms are to be packed}]
 """
 
 
@@ -460,4 +461,4 @@ def test_decoder_decoders_go_through_both_stages_and_share_what_they_share(write
     assert all(np.isfinite(row.mean) for row in finished.comparison.rows)
     pretrained = {run.arm.name: run.trained[0].node.fingerprint for run in finished.runs}
     assert pretrained["yoco"] == pretrained["yoco_biattn"]
-    assert len(set(pretrained.values())) == 3
+    assert len(set(pretrained.values())) == 4

@@ -30,6 +30,7 @@ BATCHES = {
     "decllm": ("decllm", lambda: uneven_batch("decoder")),
     "redllm": ("redllm", lambda: uneven_batch("encoder_decoder")),
     "yoco": ("yoco", lambda: uneven_batch("decoder_decoder", True)),
+    "double": ("doubledecoder", lambda: uneven_batch("double_decoder")),
     "experts": ("decllm", lambda: uneven_batch("decoder")),
     "value residual": ("decllm", lambda: uneven_batch("decoder")),
     "one prefix": ("decllm", lambda: prefixed([6, 6, 6, 6])),

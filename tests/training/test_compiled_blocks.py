@@ -103,6 +103,7 @@ CASES: dict[str, tuple[str, list[str], list[dict[str, Any]], int]] = {
     "partial of each row": ("decllm", ["decoder.partial_attention=palm"], text(source_length=ragged), 1),
     "yoco": ("yoco", [], text(), 2),
     "redllm": ("redllm", ["attention.output_norm=head"], pairs(), 2),
+    "double decoder": ("double", ["attention.output_norm=head"], text(documents_BT=documents), 2),
     "tied layers": ("redllm", ["tie_layers=true"], pairs(), 2),
     "redllm, ragged": ("redllm", ["attention.output_norm=concat"], pairs(ragged=True), 2),
     "redllm, documents": ("redllm", ["norm.scale=false"], pairs(cut=True), 2),

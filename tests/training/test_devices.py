@@ -46,6 +46,7 @@ MANY = [
     Case("decllm"),
     Case("redllm", "redllm-tiny"),
     Case("yoco", "yoco-tiny"),
+    Case("double_decoder", "doubledecoder-tiny"),
     Case("retention", "yoco-tiny", ("model.self_decoder.retention=gated",)),
     Case(
         "mixers", model=('model.decoder.layer_ranges={"0": {gla: {}}, "1": {gated_deltanet: {}}, "2": {mamba2: {}}}',)

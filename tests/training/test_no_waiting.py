@@ -21,6 +21,7 @@ CASES = {
     "a window": ("decllm-tiny", ["model.attention.window=8"]),
     "ul2": ("ul2-tiny", []),
     "yoco": ("yoco-tiny", []),
+    "a double decoder": ("doubledecoder-tiny", ["pretrain.masks.intra_document=true"]),
     "modernbert": ("modernbert-tiny", []),
 }
 

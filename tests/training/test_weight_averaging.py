@@ -179,6 +179,13 @@ def test_averages_that_cannot_be_are_refused_by_their_key(averaging: str, messag
         load_experiment("redllm-tiny", [f"pretrain.training.weight_averaging={averaging}", *STEPS])
 
 
+def test_branches_of_a_trunk_have_no_average() -> None:
+    schedule = "pretrain.training.schedule={kind: wsd, branch_at: [100]}"
+    load_experiment("redllm-tiny", [schedule, *STEPS])
+    with pytest.raises(InputError, match=r"weight_averaging: branches share a trunk's weights, and not their average"):
+        load_experiment("redllm-tiny", [schedule, "pretrain.training.weight_averaging=ema", *STEPS])
+
+
 def test_weights_of_a_training_that_is_shortened_to_match_are_nearer_to_each_other() -> None:
     """Half the steps, half the distance."""
     averaging = "pretrain.training.weight_averaging={kind: last_k, k: 5, every: 60}"

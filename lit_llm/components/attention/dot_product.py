@@ -37,6 +37,8 @@ class DotProduct(nn.Module):
         self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask | FlexMask, bias: Tensor | None = None
     ) -> Tensor:
         """B x H x T x K. bias: H x T x S or B x H x T x S, added to the scores; the mask has one that layers share."""
+        if k_BHSK.shape[2] == 0:  # a double decoder's first block, before any source
+            return torch.zeros_like(q_BHTK)
         if isinstance(mask, FlexMask):
             return mask.attend((q_BHTK, k_BHSK, v_BHSK), self.scale, shares_heads(q_BHTK, k_BHSK))
         of_layer, bias = bias, mask.bias if bias is None else bias

@@ -213,7 +213,8 @@ class Attention(Heads, LayerPart):
     ) -> tuple[object, Callable[[], AttentionMask], int]:
         """(key, mask, number of keys) of self-attention within the row, or within its cache."""
         if cache is not None and is_filled(cache):
-            return ("kept", cache.window), lambda: cache.mask(context.mask), cache.capacity
+            keys = cache.capacity + context.queries - 1
+            return ("kept", cache.window), lambda: cache.mask(context.mask), keys
         window = self.config.window_sides
         return ("row", window), lambda: replace(context.mask, window=window), context.queries
 
@@ -332,7 +333,7 @@ class CrossAttention(Attention):
             mask,
             rotation_of(context, self.config.rope, self.config),
             source_BSD=states_BSD,
-            source_rotation=None if states_BSD is None else rotation_of(context, "source", self.config),
+            source_rotation=None if states_BSD is None else self.source_rotation(context),
             source_cache=cache,
         )
 
@@ -344,9 +345,17 @@ class CrossAttention(Attention):
         if source_BSD is None:
             assert inputs.source_cache is not None
             return inputs.source_cache.cached()
-        source_BSD = cast_once(source_BSD)
-        k, v = self.heads("k", source_BSD, inputs.source_rotation), self.heads("v", source_BSD, None)
+        k, v = self.of_source(source_BSD, inputs.source_rotation)
         return (k, v) if inputs.source_cache is None else inputs.source_cache.add(k, v)
+
+    def source_rotation(self, context: ForwardContext) -> Rotation | None:
+        """Rotation of the source's keys; None where they are not rotated."""
+        return rotation_of(context, "source", self.config)
+
+    def of_source(self, source_BSD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of the encoder's output: B x H x S x K each."""
+        source_BSD = cast_once(source_BSD)
+        return self.heads("k", source_BSD, rotation), self.heads("v", source_BSD, None)
 
     def new_cache(self, rows: CacheRows) -> KeyValues:
         assert rows.source is not None
@@ -383,12 +392,13 @@ class MergedAttention(SelfAttention, CrossAttention):
             rotation,
             row_cache,
             source_BSD=states_BSD,
-            source_rotation=rotation_of(context, "source", self.config)
-            if continuous and states_BSD is not None
-            else None,
+            source_rotation=None if states_BSD is None else self.source_rotation(context),
             source_cache=None if cache is None else cache.source,
             both_caches=cache,
         )
+
+    def source_rotation(self, context: ForwardContext) -> Rotation | None:
+        return super().source_rotation(context) if self.config.rope == "continuous" else None
 
     def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
         row_kv = SelfAttention.keys_values(self, x_BTD, inputs)

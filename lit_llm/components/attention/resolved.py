@@ -255,9 +255,9 @@ class ResolvedAttention(Part):
 
     def pairs(self, example: Example) -> list[tuple[float, float]]:
         if self.place == "cross":
-            return [(example.source, example.row * example.source)]
+            return [(example.source, example.source_pairs())]
         row = [(example.before + example.row, example.row_pairs(self.window_sides))]
-        return [*row, (example.source, example.row * example.source)] if self.place == "merged" else row
+        return [*row, (example.source, example.source_pairs())] if self.place == "merged" else row
 
     def flops(self, example: Example, widths: Widths) -> float:
         memory = 0.0 if example.decoding or self.place not in ("cross", "merged") else example.source
@@ -298,6 +298,8 @@ class ResolvedAttention(Part):
         if self.place == "merged":  # a second copy of the keys, concatenated with the target's
             kept += example.source * self._key_bytes(precision)
             kept += (example.source + example.row) * 2 * self.kv_width * precision.compute
+        if self.place != "merged" and example.block:  # a copy of the output, with zeros where no key is seen
+            kept += example.row * self.width * precision.compute
         if self.place in ("self", "shared") and self._is_band(example) and not self._in_blocks(precision):
             kept += self._band_bytes(example, precision)
         kept += convolution_activations(self.convolved(widths.row), example.row) * precision.compute

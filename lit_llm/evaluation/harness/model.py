@@ -158,7 +158,7 @@ class HarnessModel:
         most = max(1, min(int(options.get("max_gen_toks", NEW_TOKENS)), self.max_length // 2))
         prompts = [self._truncate(text, self.tok_encode(text), most) for text in contexts]
         sampling = replace(_sampling(options), vocabulary=self.ids.vocabulary)
-        decoder = not self.model.config.encoder
+        decoder = not self.model.config.source_apart
         texts = [""] * len(prompts)
         todo = list(range(len(prompts)))
         # Generation cannot stop at strings. Most answers are short: unfinished ones are generated anew, but longer.

@@ -49,6 +49,15 @@ def unused_rows(arm: Arm) -> Iterator[Finding]:
         yield Finding("note", arm.name, VOCABULARY, f"{message}and all rows count in parameters, FLOPs and the softmax")
 
 
+def unread_blocks(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
+    """Refusal of a double decoder's block that holds the whole sequence: no later block would read the encoder."""
+    block, length = resolve_model(arm.experiment.model).block, arm.experiment.pretrain.data.sequence_length
+    if block is not None and block >= length:
+        reason = f"{block} tokens hold the whole sequence of {length}, and no block would read the encoder, which then "
+        advice = f"; set at most {length - 1}, or `allow` it"
+        yield ruled(ablation, "refused", arm, "model.block", f"{reason}learns nothing", advice)
+
+
 def unequal_rows(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
     """Refusal of unused rows that only one of two arms has: they cost probability, parameters and FLOPs."""
     pair = [_vocabulary(each) for each in (arm, baseline)]

@@ -32,7 +32,7 @@ from lit_llm.runs.kernels import kernels_of
 from lit_llm.runs.leaks import same_tokenizer
 from lit_llm.runs.stage_graph import final_metric, validation_metric
 from lit_llm.studies.audit.budgets import audit_budgets, is_outside, times, unused_rules
-from lit_llm.studies.audit.confounds import confounds, format_value, unequal_rows, unused_rows
+from lit_llm.studies.audit.confounds import confounds, format_value, unequal_rows, unread_blocks, unused_rows
 from lit_llm.studies.audit.findings import INTERVENTION, Finding, differs, ruled
 from lit_llm.studies.audit.ineffective_settings import no_effect
 from lit_llm.studies.audit.no_ops import probe, together
@@ -124,6 +124,7 @@ def _audit_arm(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost], store: S
         yield Finding("note", arm.name, "pretrain.masks.intra_document", message)
     yield from _audit_metric(ablation.study.compare.metric, arm)
     yield from unused_rows(arm)
+    yield from unread_blocks(ablation, arm)
     if arm.experiment.adapt is not None:
         yield from _audit_adaptation(arm, costs[arm.name])
     if arm.name == arm.baseline:
