@@ -180,10 +180,10 @@ def test_averages_that_cannot_be_are_refused_by_their_key(averaging: str, messag
 
 
 def test_branches_of_a_trunk_have_no_average() -> None:
-    schedule = "pretrain.training.schedule={kind: wsd, branch_at: [100]}"
-    load_experiment("redllm-tiny", [schedule, *STEPS])
+    keys = [*STEPS, "pretrain.training.schedule={kind: wsd, decay_steps: 100, branch_at: [200]}"]
+    load_experiment("redllm-tiny", keys)
     with pytest.raises(InputError, match=r"weight_averaging: branches share a trunk's weights, and not their average"):
-        load_experiment("redllm-tiny", [schedule, "pretrain.training.weight_averaging=ema", *STEPS])
+        load_experiment("redllm-tiny", [*keys, "pretrain.training.weight_averaging=ema"])
 
 
 def test_weights_of_a_training_that_is_shortened_to_match_are_nearer_to_each_other() -> None:
