@@ -110,6 +110,10 @@ class PretrainConfig(Section):
         warmup = self.training.sequence_warmup
         return 1 if warmup is None else warmup.rows(step, self.data.sequence_length)
 
+    def whole_batches(self, steps: int) -> float:
+        """Number of sequences in the batches of the first steps, in whole batches."""
+        return steps if self.training.batch_warmup is None else self.sequences(steps) / self.data.batch_size
+
     def windows(self, steps: int) -> dict[int, int]:
         """{number of rows of a window: number of such windows in the first steps}."""
         warmup = self.training.sequence_warmup
@@ -119,10 +123,6 @@ class PretrainConfig(Section):
         parts = zip([0, *ends], [*ends, steps], strict=True)
         counts = [self.sequences(end) - self.sequences(begin) for begin, end in parts]
         return {1 << shift: count for shift, count in enumerate(reversed(counts))}
-
-    def whole_batches(self, steps: int) -> float:
-        """The same, in whole batches."""
-        return steps if self.training.batch_warmup is None else self.sequences(steps) / self.data.batch_size
 
     def _task_problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of an objective that does not fit the synthetic tasks, or the text."""

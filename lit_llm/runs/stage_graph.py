@@ -137,17 +137,9 @@ def _pretraining(
     nodes, parents, begin = list[StageNode](), sources, 0
 
     def node(kind: Kind, name: str, source: Experiment | None, end: int) -> StageNode:
-        parent, rest = parents[0] if parents else "", end - begin if begin else 0
-        return StageNode(
-            kind,
-            name,
-            parent,
-            parents=parents,
-            source=source,
-            place=place,
-            begin=begin,
-            steps_after_trunk=rest,
-        )
+        trunk = {"begin": begin, "steps_after_trunk": end - begin} if begin else {}
+        parent = parents[0] if parents else ""
+        return StageNode(kind, name, parent, parents=parents, source=source, place=place, **trunk)
 
     training = experiment.pretrain.training
     for steps in training.trunks:
