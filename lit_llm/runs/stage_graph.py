@@ -14,7 +14,7 @@ where the stages before it end, which decide nothing.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lit_llm.config.hashing import Template
@@ -137,9 +137,8 @@ def _pretraining(
     nodes, parents, begin = list[StageNode](), sources, 0
 
     def node(kind: Kind, name: str, source: Experiment | None, end: int) -> StageNode:
-        trunk = {"begin": begin, "steps_after_trunk": end - begin} if begin else {}
-        parent = parents[0] if parents else ""
-        return StageNode(kind, name, parent, parents=parents, source=source, place=place, **trunk)
+        node = StageNode(kind, name, parents[0] if parents else "", parents=parents, source=source, place=place)
+        return replace(node, begin=begin, steps_after_trunk=end - begin) if begin else node
 
     training = experiment.pretrain.training
     for steps in training.trunks:
