@@ -199,22 +199,21 @@ class _DoubleDecoder(Decoding):
 
         Its keys and values are kept, and those of its output for the decoder.
         """
-        held = CacheLengths([start] * len(rows), tokens_RS.device)
-        kept = [cast(KeyValues, cache) for cache in self.read.caches]
+        held, end = CacheLengths([start] * len(rows), tokens_RS.device), start + tokens_RS.shape[1]
         layers = [
             {name: cast(KeyValues, cache).of_rows(rows, held) for name, cache in layer.items()}
             for layer in self.read.layers
         ]
-        cache, position = StackCache(layers), start + torch.arange(tokens_RS.shape[1], device=tokens_RS.device)
-        x_RSD = self.double.embed_source(tokens_RS)
-        mask = AttentionMask(causal=True, before=start)
-        context = ForwardContext(x_RSD, mask, {"self": position, "source": position}, cache=cache)
+        position = torch.arange(start, end, device=tokens_RS.device)
+        x_RSD, mask = self.double.embed_source(tokens_RS), AttentionMask(causal=True, before=start)
+        context = ForwardContext(x_RSD, mask, {"self": position, "source": position}, cache=StackCache(layers))
         states_RSD = self.double.encoder(x_RSD, context)
-        new, added = slice(start, start + len(position)), (cast(KeyValues, each) for each in cache.caches)
-        for old, each in zip(kept, added, strict=True):
-            assert each.k is not None
-            assert each.v is not None
-            old.extend(rows, (each.k[:, :, new], each.v[:, :, new]), start)
+        for layer, copied in zip(self.read.layers, layers, strict=True):
+            for name, new in copied.items():
+                assert new.k is not None
+                assert new.v is not None
+                keys_values = new.k[:, :, start:end], new.v[:, :, start:end]
+                cast(KeyValues, layer[name]).extend(rows, keys_values, start)
         for block, caches in zip(self.double.decoder.layers, self.cache.layers, strict=True):
             for name, held_by in caches.items():
                 part = cast(Block, block).part(name)
