@@ -124,10 +124,10 @@ class KeyValues:
         self.k[rows, :, start:end], self.v[rows, :, start:end] = k_RHTK, v_RHTK
 
     def of_rows(self, rows: Sequence[int], lengths: CacheLengths) -> KeyValues:
-        """A copy of these rows alone, which hold `lengths` tokens."""
-        copied = KeyValues(lengths, self.window)
-        if self.k is not None and self.v is not None:
-            copied.k, copied.v = self.k[rows], self.v[rows]
+        """A copy of these rows alone, which hold `lengths` tokens, without spare slots."""
+        copied, tokens = KeyValues(lengths, self.window), max(lengths.lengths)
+        if self.k is not None and self.v is not None and tokens:
+            copied.k, copied.v = self.k[rows, :, :tokens], self.v[rows, :, :tokens]
         return copied
 
     def _allocated(self, part_BHTK: Tensor) -> Tensor:
@@ -239,8 +239,9 @@ class TwoCaches:
         row, source = self.row.k, self.source.k
         assert row is not None
         assert source is not None
-        start = joined.data_ptr(), joined[:, :, source_tokens:].data_ptr()
-        return (source.data_ptr(), row.data_ptr()) == start and source.shape[2] == source_tokens
+        of_source = source_tokens == 0 or source.data_ptr() == joined.data_ptr()  # an empty view has no address
+        same_row = row.data_ptr() == joined[:, :, source_tokens:].data_ptr()
+        return of_source and same_row and source.shape[2] == source_tokens
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these rows."""

@@ -166,7 +166,7 @@ class Precision:
     dropped_in_kernel: int = 0
     """The same where a fused kernel computes it: 0 on a GPU, where kernels draw again."""
     flex: bool = False
-    """Whether FlexAttention computes masked attention in training; it keeps blocks of a mask, and no scores."""
+    """True where FlexAttention computes masked attention in training; it keeps blocks of a mask, and no scores."""
 
     @property
     def autocast(self) -> bool:

@@ -2,7 +2,7 @@
 
 The harness runs code that a task file names: Python functions, templates with access to Python, metrics from the Hub.
 Configurations of lit_llm run no code, so files that name code are refused. Templates are rendered in a sandbox
-(see `harness.py`).
+(see `harness/evaluate.py`).
 """
 
 from __future__ import annotations

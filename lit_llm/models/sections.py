@@ -294,7 +294,7 @@ class DoubleDecoderModel(_Shared):
     family: Literal["double_decoder"] = "double_decoder"
     """Double decoder."""
     block: int = Field(gt=0)
-    """Tokens of a block; fewer than a training sequence has."""
+    """Tokens of a block. A study refuses one as long as a row, in which no block reads the encoder."""
     encoder: ContextStackConfig
     """The stack that reads the blocks before a token's own."""
     decoder: BlockStackConfig

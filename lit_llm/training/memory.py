@@ -21,6 +21,7 @@ from typing import Literal
 
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.components.part import BFLOAT16, FLOAT32, Part, Precision
+from lit_llm.components.windows import block_mask_bytes
 from lit_llm.models.cost import Shape, count_parameters, encoder_tokens, examples
 from lit_llm.models.parameters import embedding_shapes, matrix_of, parameter_shapes
 from lit_llm.models.resolve import ResolvedModel
@@ -132,9 +133,17 @@ def mask_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape) -> 
             (side, part): part.mask_bytes(example, precision) for _, part in layer.parts if part.shares_mask(precision)
         }
     of_layers = max(kept, default=0.0) if training.execution.activation_checkpointing else sum(kept)
-    # Of own and of earlier blocks.
-    of_blocks = shape.target * (shape.target + encoder_tokens(model, shape)) * precision.compute if model.block else 0.0
-    return of_layers + sum(shared.values()) + of_blocks
+    return of_layers + sum(shared.values()) + _bytes_of_blocks(model, shape, precision)
+
+
+def _bytes_of_blocks(model: ResolvedModel, shape: Shape, precision: Precision) -> float:
+    """Bytes of a double decoder's masks of own and of earlier blocks; 0 in other families."""
+    if model.block is None:
+        return 0.0
+    keys = shape.target, encoder_tokens(model, shape)
+    if precision.flex:
+        return float(sum(block_mask_bytes(math.ceil(shape.target), math.ceil(number)) for number in keys))
+    return shape.target * sum(keys) * precision.compute
 
 
 def logit_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape, sequences: int) -> float:

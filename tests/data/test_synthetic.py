@@ -127,16 +127,19 @@ def test_answers_by_position_put_the_source_together_again() -> None:
     """And earlier answers tell nothing of later ones: each symbol is as likely at each position, to 4 errors."""
     task = Compression(source_length=6, compressed_symbols=3)
     examples = examples_of(task)
-    orders, counts = set(), Counter[tuple[int, int]]()
+    orders, counts, pairs = set(), Counter[tuple[int, int]](), Counter[tuple[int, int, int]]()
     for source, target in examples:
         answers = {position - 4: symbol for [position], [symbol] in questions_in(task, target)}
         assert [answers[place] for place in range(5)] == source[:-1]
         assert source[-1] == 0
         counts.update(enumerate(source[:-1]))
+        pairs.update((place, source[0], source[place]) for place in range(1, 5))
         orders.add(tuple(target[::2]))
     assert len(orders) > EXAMPLES / 3
     assert {*counts} == {(place, symbol) for place in range(5) for symbol in (1, 2, 3)}
     assert all(abs(count - EXAMPLES / 3) < 4 * np.sqrt(EXAMPLES * 2 / 9) for count in counts.values())
+    assert len(pairs) == 4 * 9
+    assert all(abs(count - EXAMPLES / 9) < 4 * np.sqrt(EXAMPLES * 8 / 81) for count in pairs.values())
 
 
 @pytest.mark.parametrize("hops", [1, 2, 5])

@@ -144,3 +144,5 @@ def test_a_block_that_holds_the_whole_sequence_is_refused_or_allowed(write_study
 
     assert (kinds(63), kinds(64)) == ([], ["refused"])
     assert kinds(64, "allow: [{key: model.block, because: the encoder is not read}]") == ["allowed"]
+    assert kinds(32, "pretrain: {training: {sequence_warmup: {begin: 32, steps: 8}}}") == ["refused"]
+    assert kinds(31, "pretrain: {training: {sequence_warmup: {begin: 32, steps: 8}}}") == []

@@ -298,7 +298,7 @@ class ResolvedAttention(Part):
         if self.place == "merged":  # a second copy of the keys, concatenated with the target's
             kept += example.source * self._key_bytes(precision)
             kept += (example.source + example.row) * 2 * self.kv_width * precision.compute
-        if self.place != "merged" and example.block:  # a copy of the output, with zeros where no key is seen
+        if self.place != "merged" and example.block and not precision.flex:  # a copy of the output, with zeros where no key is seen
             kept += example.row * self.width * precision.compute
         if self.place in ("self", "shared") and self._is_band(example) and not self._in_blocks(precision):
             kept += self._band_bytes(example, precision)
@@ -363,7 +363,7 @@ class ResolvedAttention(Part):
         return example.row + (example.source if self.place == "merged" else 0)
 
     def _in_blocks(self, precision: Precision) -> bool:
-        """Whether FlexAttention computes it, by the blocks of its mask."""
+        """True where FlexAttention computes it, by the blocks of its mask."""
         changed = self.softcap is not None or self.relative_bias != "none" or self.window_sides is not None
         return precision.flex and changed and not self.without_flex
 

@@ -8,5 +8,5 @@
 - `findings.py`: findings, and the `allow` rules that permit them.
 
 Text that an arm has already seen is found in `studies/preflight.py`. Results of unequal provenance are left out in
-`statistics/comparison.py`.
+`statistics/run_results.py`.
 """

@@ -50,10 +50,19 @@ def unused_rows(arm: Arm) -> Iterator[Finding]:
 
 
 def unread_blocks(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
-    """Refusal of a double decoder's block that holds the whole sequence: no later block would read the encoder."""
-    block, length = resolve_model(arm.experiment.model).block, arm.experiment.pretrain.data.sequence_length
-    if block is not None and block >= length:
-        reason = f"{block} tokens hold the whole sequence of {length}, and no block would read the encoder, which then "
+    """Refusal of a double decoder's block that holds a whole row: no later block would read the encoder."""
+    block = resolve_model(arm.experiment.model).block
+    if block is None:
+        return
+    pretrain, finetune = arm.experiment.pretrain, arm.experiment.finetune
+    rows = {"sequence": pretrain.data.sequence_length}
+    if warmup := pretrain.training.sequence_warmup:
+        rows["first row of sequence_warmup"] = min(warmup.begin, pretrain.data.sequence_length)
+    if finetune:
+        rows["example of the finetuning"] = finetune.data.input_length + finetune.data.target_length
+    what, length = min(rows.items(), key=lambda row: row[1])
+    if block >= length:
+        reason = f"{block} tokens hold the whole {what} of {length}, and no block would read the encoder, which then "
         advice = f"; set at most {length - 1}, or `allow` it"
         yield ruled(ablation, "refused", arm, "model.block", f"{reason}learns nothing", advice)
 
