@@ -23,6 +23,10 @@ class _Averaging(Section):
         """(key, message) of a setting that does not fit into that many steps; None where all do."""
         return None
 
+    def shortfall(self, steps: int, max_steps: int) -> str:
+        """What the average lacks where the training ends after so many steps; '' for nothing."""
+        return ""
+
     def scaled(self, ratio: float) -> Self:
         """The rule for a training that is `ratio` times as long."""
         return self
@@ -42,7 +46,18 @@ class ExponentialAverage(_Averaging):
     def share(self, step: int, max_steps: int) -> float:
         if step == 1:
             return 1.0
-        return 1 - (min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay)
+        return 1 - (min(self.decay, _warmed_up(step)) if self.warmup else self.decay)
+
+    def unreached(self, max_steps: int) -> str:
+        """Reason why the decay has no effect in that many steps; '' where it has one."""
+        if not self.warmup or _warmed_up(max_steps) >= self.decay:
+            return ""
+        return f"of {self.decay:g} is not reached in {max_steps} steps: its warm-up ends at {_warmed_up(max_steps):.4g}"
+
+
+def _warmed_up(step: int) -> float:
+    """Largest d of the rule after step 1, 2, ..."""
+    return (1 + step) / (10 + step)
 
 
 class LastWeights(_Averaging):
@@ -75,6 +90,10 @@ class LastWeights(_Averaging):
         advice = f"write every: {most} or less" if most else f"write k: {max_steps} or less"
         message = f"{self.k} weights {self.every} steps apart begin before the first of {max_steps} steps; {advice}"
         return "every", message
+
+    def shortfall(self, steps: int, max_steps: int) -> str:
+        taken = max(0, 1 + (steps - self._first(max_steps)) // self.every)
+        return f"its average has {taken} of {self.k} weights" if taken < self.k else ""
 
     def scaled(self, ratio: float) -> Self:
         return self.model_copy(update={"every": max(1, int(self.every * ratio))})

@@ -504,6 +504,20 @@ def test_a_cost_that_is_a_goal_may_be_searched(searched) -> None:
             "pretrain.training.schedule: [{kind: constant}, {kind: cosine, final_fraction: 1.0, warmup_steps: 0}]",
             "the learning rate is the same in every step",
         ),
+        (
+            "pretrain.training.weight_averaging: [{decay: 0.99}, {decay: 0.999}]",
+            "weight_averaging.decay of 0.999 is not reached in 12 steps: its warm-up ends at 0.5909",
+        ),
+        ("pretrain.training.weight_averaging: [{decay: 0.2}, {decay: 0.2, warmup: false}]", "the same in effect"),
+        ("pretrain.training.optimizer.lr_groups: [{}, {embeddings: 1.0}]", "lr_groups.embeddings of 1 changes nothing"),
+        (
+            "pretrain.training.optimizer.lr_groups: [{attention: 0.5}, {self_attention: 0.5, cross_attention: 0.5}]",
+            "the same in effect",
+        ),
+        (
+            "pretrain.training.optimizer.weight_decay_groups: [{}, {embeddings: 0.5}]",
+            "embeddings of 0.5 multiplies a weight decay of 0",
+        ),
     ],
 )
 @pytest.mark.parametrize("built", [False, True])
@@ -538,7 +552,11 @@ def test_a_window_wider_than_the_text_is_a_no_op_arm_and_named(planned, extends:
         "pretrain.training.dropout: [0.0, 1e-3]",
         "pretrain.training.feed_forward_dropout: [0.0, 1e-3]",
         "pretrain.training.weight_averaging: [null, ema]",
+        "pretrain.training.weight_averaging: [{decay: 0.5}, {decay: 0.9}]",
+        "pretrain.training.weight_averaging: [{kind: last_k, k: 3, every: 1}, {kind: last_k, k: 3, every: 2}]",
         "pretrain.training.optimizer.lr_groups: [{}, {embeddings: 0.5}]",
+        "pretrain.training.optimizer.lr_groups: [{attention: 0.5}, {attention: 0.5, cross_attention: 1.0}]",
+        "pretrain.training.optimizer: [{weight_decay: 1}, {weight_decay: 1, weight_decay_groups: {embeddings: 0.5}}]",
         "pretrain.training.optimizer.weight_decay: [0.0, 1e-3]",
         "model.attention.softcap: [null, 50.0]",
         "pretrain.training.schedule: [{kind: cosine, warmup_steps: 0}, {kind: cosine, warmup_steps: 2}]",

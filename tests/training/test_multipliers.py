@@ -199,10 +199,14 @@ def test_groups_multiply_the_rates_and_decays_of_the_parametrization():
             r"feed_forward, self_attention\n.*lr_groups\.cross_attention: .*\n.*lr_groups\.bogus: matches",
         ),
         ("optimizer.weight_decay_groups={output: 0}", r"weight_decay_groups\.output: matches no parameter"),
+        (
+            "optimizer.weight_decay_groups={norms: 0}\nmodel.norm.scale=true",
+            r"weight_decay_groups\.norms: has scales .* with matrices are attention, embeddings, feed_",
+        ),
         ("optimizer={kind: muon, adamw: {lr_groups: {embeddings: 1}}}", r"adamw\.lr_groups: .*`optimizer\.lr_groups`"),
         ("optimizer.lr_groups={embeddings: -1}", r"lr_groups\.embeddings: should be greater than or equal to 0"),
     ],
 )
 def test_groups_that_a_model_does_not_have_are_refused_with_a_list_of_its_groups(override, message):
     with pytest.raises(InputError, match=message):
-        load_experiment("decllm-tiny", [f"pretrain.training.{override}"])
+        load_experiment("decllm-tiny", f"pretrain.training.{override}".splitlines())

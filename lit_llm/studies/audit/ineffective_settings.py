@@ -17,10 +17,13 @@ from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.config.problems import some
 from lit_llm.config.tree import leaves, under
 from lit_llm.experiment.schema import Experiment, FinetuneConfig, PretrainConfig
-from lit_llm.models.resolve import resolve_model
+from lit_llm.models.resolve import ResolvedModel, resolve_model
 from lit_llm.studies.audit.findings import Finding, differs
 from lit_llm.studies.load import Ablation, Arm
+from lit_llm.training.averaging import ExponentialAverage
 from lit_llm.training.config import TrainingConfig
+from lit_llm.training.optimizers.config import GroupFactors, Optimizer
+from lit_llm.training.optimizers.multipliers import decays, effective_factors
 from lit_llm.training.schedules import Schedule
 
 ROUNDING = 2.0**-25
@@ -33,7 +36,7 @@ LOG_NORMALISER = 10.0
 FAR_SOFTCAP = 1e4
 """Softcap that bends no score: it moves 100, more than trained attention reaches, by 0.003%."""
 _POINTS = 512
-"""Largest number of steps at which two schedules are compared."""
+"""Largest number of steps at which two schedules, or two averages of the weights, are compared."""
 
 
 def no_effect(ablation: Ablation) -> Iterator[Finding]:
@@ -42,8 +45,8 @@ def no_effect(ablation: Ablation) -> Iterator[Finding]:
     Arms with differences in their networks are compared by `probe`, which builds them.
     """
     reasons = {arm.name: dict(_reasons(arm.experiment)) for arm in ablation.arms}
-    schedules = {tuple(stage.training.schedule for _, stage in _stages(arm.experiment)) for arm in ablation.arms}
-    if len(schedules) == 1 and not any(reasons.values()):
+    rules = {tuple(_rules(stage.training) for _, stage in _stages(arm.experiment)) for arm in ablation.arms}
+    if len(rules) == 1 and not any(reasons.values()):
         return  # the usual case, in studies of any size
     alike: dict[str, list[Arm]] = {}
     for arm in ablation.arms:
@@ -69,19 +72,19 @@ def no_effect(ablation: Ablation) -> Iterator[Finding]:
 
 
 def _effective(arm: Arm) -> str:
-    """The configuration as JSON, with equal values for all without effect, and schedules as their rates.
+    """The configuration as JSON, with equal values for all without effect, and rules as the numbers that they give.
 
     The model is resolved, as one key may repeat a default or cancel another.
     """
     values = {key: value for key, value in leaves(arm.flat) if not under(key, "model")}
+    model = resolve_model(arm.experiment.model)
     for key in _ineffective_keys(arm.experiment):
         values[key] = None
     for section, stage in _stages(arm.experiment):
         values = {key: value for key, value in values.items() if not under(key, f"{section}.execution")}
-        values = {key: value for key, value in values.items() if not under(key, f"{section}.schedule")}
-        values[f"{section}.schedule"] = _factors(stage.training.schedule, stage.training.max_steps)
+        numbers = _numbers(section, stage.training, model)
+        values = {key: value for key, value in values.items() if not under(key, *numbers)} | numbers
     values = {key: value for key, value in values.items() if value or key.split(".")[-1] not in _OFF}
-    model = resolve_model(arm.experiment.model)
     network = {**model.model_dump(mode="json"), "output": model.output.model_dump(mode="json")}
     return json.dumps({**values, "model": _without_far_softcaps(network)}, sort_keys=True)
 
@@ -117,11 +120,39 @@ def _stages(experiment: Experiment) -> Iterator[tuple[str, PretrainConfig | Fine
         yield "finetune.training", experiment.finetune
 
 
+def _rules(training: TrainingConfig) -> tuple[Any, ...]:
+    """Settings of which different values may give the same numbers in every step."""
+    factors = (frozenset(getattr(training.optimizer, key).items()) for key in GroupFactors.model_fields)
+    return training.schedule, training.weight_averaging, *factors
+
+
+def _numbers(section: str, training: TrainingConfig, model: ResolvedModel) -> dict[str, Any]:
+    """{key: numbers that the rules under it give}."""
+    numbers: dict[str, Any] = {f"{section}.schedule": _factors(training.schedule, training.max_steps)}
+    # The weights that `last_k` takes differ in all its settings, and lie between the steps compared here.
+    if isinstance(training.weight_averaging, ExponentialAverage):
+        numbers[f"{section}.weight_averaging"] = _shares(training.weight_averaging, training.max_steps)
+    for key, factors in effective_factors(model, training.optimizer).items():
+        numbers[f"{section}.optimizer.{key}"] = factors
+    return numbers
+
+
 @lru_cache(maxsize=4096)
 def _factors(schedule: Schedule, max_steps: int) -> tuple[float, ...]:
     """Factors of the peak learning rate, at evenly spread steps."""
+    return tuple(round(schedule.factor(step, max_steps), 9) for step in _spread(max_steps))
+
+
+@lru_cache(maxsize=4096)
+def _shares(averaging: ExponentialAverage, max_steps: int) -> tuple[float, ...]:
+    """Shares of the weights in their average, after evenly spread steps."""
+    return tuple(averaging.share(step + 1, max_steps) for step in _spread(max_steps))
+
+
+def _spread(max_steps: int) -> list[int]:
+    """The first steps, evenly spread ones and the last."""
     steps = {*range(min(max_steps, _POINTS // 2)), *range(0, max_steps, max(1, max_steps // _POINTS)), max_steps - 1}
-    return tuple(round(schedule.factor(step, max_steps), 9) for step in sorted(steps))
+    return sorted(steps)
 
 
 def _differing(arm: Arm, twin: Arm) -> list[str]:
@@ -134,6 +165,7 @@ def _reasons(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """(key, why it has no effect)."""
     for section, stage in _stages(experiment):
         yield from _ineffective_training(section, stage.training)
+        yield from _ineffective_groups(f"{section}.optimizer", stage.training.optimizer, experiment)
     yield from _ineffective_attention(experiment)
 
 
@@ -149,6 +181,24 @@ def _ineffective_training(key: str, training: TrainingConfig) -> Iterator[tuple[
     for name in _DROPOUTS:
         if 0 < (rate := getattr(training, name)) < ROUNDING:
             yield f"{key}.{name}", f"of {rate:g} drops fewer than one entry in ten million"
+    averaging = training.weight_averaging
+    if isinstance(averaging, ExponentialAverage) and (reason := averaging.unreached(training.max_steps)):
+        yield f"{key}.weight_averaging.decay", reason
+
+
+def _ineffective_groups(key: str, optimizer: Optimizer, experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """(key, reason) of factors of groups without which every parameter has the same ones."""
+    for name in GroupFactors.model_fields:
+        factors = getattr(optimizer, name)
+        for group, factor in factors.items():
+            others = {other: value for other, value in factors.items() if other != group}
+            model, without = resolve_model(experiment.model), optimizer.model_copy(update={name: others})
+            if effective_factors(model, without) != effective_factors(model, optimizer):
+                continue
+            if name == "weight_decay_groups" and not decays(optimizer):
+                yield f"{key}.{name}.{group}", f"of {factor:g} multiplies a weight decay of 0"
+            else:
+                yield f"{key}.{name}.{group}", f"of {factor:g} changes nothing: each parameter has the same without it"
 
 
 def _ineffective_attention(experiment: Experiment) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from lit_llm.components.parametrization.config import Parametrization
 from lit_llm.models.parameter_groups import parameter_groups
+from lit_llm.models.parameters import parameter_shapes
 from lit_llm.models.resolve import ResolvedModel
 from lit_llm.models.scaling import ParameterRole, parameter_roles
 from lit_llm.training.optimizers.config import Adafactor, FactoredAdafactor, GroupFactors, Muon, Optimizer, shape_factor
@@ -37,15 +38,49 @@ def optimizer_problem(rules: Parametrization, optimizer: Optimizer) -> str:
 
 
 def group_problems(model: ResolvedModel, optimizer: Optimizer) -> Iterator[tuple[str, str]]:
-    """(key in the optimiser, message) of groups of parameters that a model does not have."""
+    """(key in the optimiser, message) of groups that a model does not have, and of decays where nothing decays."""
     factors = {key: getattr(optimizer, key) for key in GroupFactors.model_fields}
     if not any(factors.values()):
         return
     groups = sorted({group for of_parameter in parameter_groups(model).values() for group in of_parameter})
+    with_matrices = {group for of_matrix in _groups_of_matrices(model) for group in of_matrix}
     for key, names in factors.items():
         for name in names:
             if name not in groups:
                 yield f"{key}.{name}", f"matches no parameter; this model has the groups {', '.join(groups)}"
+            elif key == "weight_decay_groups" and name not in with_matrices:
+                message = "has scales and biases alone, which no decay reaches; groups with matrices are "
+                yield f"{key}.{name}", message + ", ".join(sorted(with_matrices))
+
+
+def _groups_of_matrices(model: ResolvedModel) -> set[tuple[str, ...]]:
+    """Groups of the parameters that decay."""
+    shapes = parameter_shapes(model)
+    return {groups for name, groups in parameter_groups(model).items() if len(shapes[name]) >= 2}
+
+
+def decays(optimizer: Optimizer) -> bool:
+    """True for an optimiser with weight decay, of any of its parameters."""
+    return bool(optimizer.weight_decay or (isinstance(optimizer, Muon) and optimizer.adamw.weight_decay))
+
+
+def effective_factors(model: ResolvedModel, optimizer: Optimizer) -> dict[str, dict[str, float]]:
+    """{lr_groups, weight_decay_groups: {groups of parameters: factor}} of the factors that change something.
+
+    Without factors of 1, and without those of the weight decay where there is none.
+    """
+    factors: dict[str, dict[str, float]] = {key: {} for key in GroupFactors.model_fields}
+    if optimizer.lr_groups:
+        factors["lr_groups"] = _other_than_one(set(parameter_groups(model).values()), optimizer.lr_groups)
+    if optimizer.weight_decay_groups and decays(optimizer):
+        of_decay = _other_than_one(_groups_of_matrices(model), optimizer.weight_decay_groups)
+        factors["weight_decay_groups"] = of_decay
+    return factors
+
+
+def _other_than_one(groups: set[tuple[str, ...]], factors: Mapping[str, float]) -> dict[str, float]:
+    found = {"/".join(each): _factor(each, factors) for each in groups}
+    return {name: factor for name, factor in found.items() if factor != 1}
 
 
 def multipliers_of(model: ResolvedModel, optimizer: Optimizer) -> Mapping[str, Multipliers]:
