@@ -139,8 +139,8 @@ class LitModel(L.LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[LanguageModel]:
-        """The model with the average of its weights inside of this context, where the training has one."""
-        if self._average is None:
+        """The model with the average of its weights inside of this context, once the training has one."""
+        if self._average is None or not self._average.begun:
             yield self.model
             return
         try:

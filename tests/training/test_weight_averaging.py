@@ -23,6 +23,7 @@ from lit_llm.training.averaging import ExponentialAverage, LastWeights
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.fit import StepCost, TrainResult, fit
 from lit_llm.training.memory import average_bytes, checkpoint_bytes, state_bytes
+from lit_llm.training.module import LitModel
 from lit_llm.training.optimizers.averaged_weights import AveragedWeights
 from tests.training.rank_processes import SMALL, UnevenBatches
 
@@ -149,6 +150,38 @@ def test_an_average_leaves_the_training_as_it_is(tmp_path: Path) -> None:
         folder.mkdir()
         losses.append(Training(folder, 6, averaging).result.metrics["train/loss"])
     assert losses[0] == losses[1]
+
+
+def test_before_there_is_an_average_an_evaluation_leaves_the_parameters_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parameters are read again on both sides of the evaluations after steps 2 to 5, and not after step 1."""
+    reads: list[int] = []
+    read = LitModel._read_parameters
+
+    def counted(lit: LitModel) -> None:
+        reads.append(lit.global_step)
+        read(lit)
+
+    monkeypatch.setattr(LitModel, "_read_parameters", counted)
+    Training(tmp_path, 6, LAST)
+    assert reads == [2, 2, 3, 3, 4, 4, 5, 5]
+
+
+@pytest.mark.parametrize("reached", range(1, 15))
+def test_a_training_that_ends_early_says_how_many_weights_its_average_has(reached: int) -> None:
+    """Of steps 5, 8, 11 and 14."""
+    taken = sum(step <= reached for step in (5, 8, 11, 14))
+    message = "" if taken == 4 else f"its average has {taken} of 4 weights"
+    assert LastWeights(k=4, every=3).shortfall(reached, 14) == message
+    assert ExponentialAverage().shortfall(reached, 14) == ""
+
+
+def test_a_decay_is_reached_where_the_warm_up_gives_the_same_number() -> None:
+    """(1 + 890) / (10 + 890) is 0.99."""
+    averaging = ExponentialAverage(decay=0.99)
+    assert averaging.unreached(889) == "of 0.99 is not reached in 889 steps: its warm-up ends at 0.99"
+    assert averaging.unreached(890) == ExponentialAverage(decay=0.99, warmup=False).unreached(10) == ""
 
 
 def test_the_plan_counts_four_bytes_for_each_parameter() -> None:

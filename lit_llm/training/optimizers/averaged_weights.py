@@ -14,7 +14,8 @@ from lit_llm.training.optimizers.shards import divided_as, local_rows
 
 
 class AveragedWeights(torch.optim.Optimizer):
-    """
+    """An optimiser that wraps another one and averages the parameters after its steps.
+
     gradients ─ step of the optimiser ─▶ parameters ─ × share ───────(+)─▶ average
                                          average ──── × (1 - share) ──┘
 
