@@ -304,7 +304,10 @@ def _train(
         message = f"{fitted.stopped_by} ended the trunk at step {fitted.steps} of {training.max_steps}, before its end"
         raise RuntimeError(f"{message}, where branches begin; leave out the callback, or `schedule.branch_at`")
     if fitted.stopped_by:
-        stage.note(f"{fitted.stopped_by} ended it at step {fitted.steps} of {training.max_steps}")
+        averaging = training.weight_averaging
+        lacks = "" if averaging is None else averaging.shortfall(fitted.steps, training.max_steps)
+        ended = f"{fitted.stopped_by} ended it at step {fitted.steps} of {training.max_steps}"
+        stage.note(f"{ended}; {lacks}" if lacks else ended)
     digest = None
     if fitted.state == "done":
         digest = write_weights(stage, fitted.weights)

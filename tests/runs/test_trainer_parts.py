@@ -136,6 +136,16 @@ def test_a_callback_may_end_a_run_after_any_step(tmp_path: Path, corpus: Path, p
     assert result["metrics"].keys() == (plain.result() or {})["metrics"].keys()
 
 
+def test_the_note_of_an_early_end_counts_the_weights_in_the_average(tmp_path: Path, corpus: Path) -> None:
+    """Of those after steps 2, 6, 10 and 14."""
+    torch.set_num_threads(1)
+    averaging = "pretrain.training.weight_averaging={kind: last_k, k: 4, every: 4}"
+    stage = prepared_stage(Store(tmp_path), corpus, "decllm-tiny", averaging)
+    with given(TrainerParts(callbacks=[EndsAtStepThree])):
+        assert run_one(tmp_path, stage.fingerprint) == "done"
+    assert "EndsAtStepThree ended it at step 3 of 14; its average has 1 of 4 weights" in stage.status()["notes"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["TensorBoardLogger", "WandbLogger"])
 def test_loggers_of_other_packages_get_the_lines(
