@@ -43,6 +43,7 @@ from lit_llm.sweeps.space import (
 HINT = "`lit-llm schema sweep > sweep.schema.json` gives your editor the allowed keys."
 _MACHINE = "pretrain.training.execution"
 _GROWING = "pretrain.training.batch_warmup"
+_AVERAGE = "pretrain.training.weight_averaging"
 
 
 @dataclass(frozen=True)
@@ -310,6 +311,12 @@ def _unsearchable_problems(
                 yield Problem(message, where, dimension.location)
             elif _counts_tokens(sweep) and (under(path, _GROWING) or under(_GROWING, path)):
                 message = "with batches that grow, equal steps are no equal tokens; take the pruner `by: steps`"
+                yield Problem(message, where, dimension.location)
+            # Every exponential average begins after the first step, so its own settings may be ranked.
+            begins = (under(path, _AVERAGE) or under(_AVERAGE, path)) and not path.endswith((".decay", ".warmup"))
+            if begins and sweep.pruner.kind not in ("none", "wilcoxon"):
+                message = f"{sweep.pruner.kind} ranks trials during the training, where some are validated with an "
+                message += "average of the weights and some without; take the pruner none"
                 yield Problem(message, where, dimension.location)
             for key, location in after:
                 if under(key, path) or under(path, key):

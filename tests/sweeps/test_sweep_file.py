@@ -696,6 +696,19 @@ def test_halving_takes_no_search_of_what_moves_the_validations(sweep, refused, k
     assert refused(bundles + by_steps)[0].startswith(f"s.yaml:6: space.budget: {ranks} steps")
 
 
+def test_no_pruner_ranks_averages_against_current_weights(sweep, refused):
+    """An exponential average is there from the first step on."""
+    key = "pretrain.training.weight_averaging"
+    averages = space(**{key: "{choice: [null, {kind: last_k, every: 1}]}"})
+    assert refused(averages + "pruner: median\n") == [
+        f"s.yaml:6: space.{key}: median ranks trials during the training, where some are validated with an average of "
+        "the weights and some without; take the pruner none"
+    ]
+    sweep(averages)
+    decays = space(**{f"{key}.decay": "{uniform: [0.9, 0.99]}"})
+    sweep(decays + "base: {pretrain: {training: {weight_averaging: {decay: 0.95}}}}\npruner: median\n")
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cma_es", "nsga2", "nsga3", "random", "qmc"])
 def test_every_sampler_takes_every_seed_of_64_bits(write_sweep, sampler):
     """scipy's Sobol sequence, which qmc draws from, wants one of 32."""
