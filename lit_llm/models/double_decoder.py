@@ -15,6 +15,7 @@ authors (github.com/ashlab11/block-based-double-decoder) has these masks, and on
 the same matrices, here `decoder.cross_attention_mode: merged`. It differs from this one:
 
 - Its blocks are cut at random places in training. Here all have one length.
+- Its first stack has about twice as many layers as its second. The presets here have equal stacks.
 - Its first block sees the first token's state. Here it sees none, and a separate cross-attention adds zero.
 - Its answers stay in one block. Here the encoder reads each block of an answer once it is complete.
 - It has no separate cross-attention, which is the default here, as in RedLLM.

@@ -24,6 +24,7 @@ class InterimAnalyses:
     """Arms that share the 5%."""
 
     def rule(self, metric: str, procedure: Procedure, noise: Noise) -> InterimRule:
+        """The rule by which arms stop."""
         return InterimRule(metric, self.seeds, self.rounds, procedure.margin, self.comparisons, noise)
 
 
@@ -57,6 +58,7 @@ def judge_at_interims(
     statuses: Mapping[str, ArmStatus],
     rule: InterimRule,
 ) -> dict[str, Judgement]:
+    """{arm: its judgement at the analysis that stopped it, else at the last one}."""
     judged: dict[str, Judgement] = {}
     for baseline, block in _blocks(values, baselines):
         judged |= judgements_at_interims(statuses, block, baseline, rule)

@@ -141,7 +141,7 @@ def _bytes_of_blocks(model: ResolvedModel, shape: Shape, precision: Precision) -
     if model.block is None:
         return 0.0
     keys = shape.target, encoder_tokens(model, shape)
-    if precision.flex:
+    if precision.flex and not any(part.without_flex for part in model.parts):
         return float(sum(block_mask_bytes(math.ceil(shape.target), math.ceil(number)) for number in keys))
     return shape.target * sum(keys) * precision.compute
 

@@ -331,6 +331,14 @@ def test_merged_attention_copies_its_source_only_when_rows_leave():
     assert all(a is not b for a, b in zip(first, second, strict=True))
 
 
+def test_merged_attention_copies_nothing_while_a_first_block_has_no_source():
+    decoding, joined = prefill(build("double", MERGED, "block=12"), [[], [3]], max_new_tokens=10), []
+    for _ in range(4):
+        decoding.step(torch.full((2,), 7))
+        joined.append([vars(layer["self_attention"])["_joined"][0] for layer in decoding.cache.layers])
+    assert all(a is b for later in joined[1:] for a, b in zip(later, joined[0], strict=True))
+
+
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 

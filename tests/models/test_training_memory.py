@@ -240,6 +240,21 @@ def test_flex_keeps_one_mask_in_blocks_for_all_layers_and_no_scores(tokens):
         assert mask_bytes(narrow, flex, shape) == mask_bytes(narrow, training(), shape)
 
 
+def test_flex_keeps_masks_of_own_and_of_earlier_blocks_of_a_double_decoder():
+    """Of 256 queries: one for 256 keys, one for the 192 that later blocks read."""
+    model, flex, shape = resolved("double", *WIDE, "block=64"), training(kernels="flex"), Shape(0, 256, 256)
+    made = 0
+    for keys in (256, 192):
+        attention = FlexAttention(torch.nn.functional.scaled_dot_product_attention, lengths_vary=False)
+        place = torch.float32, torch.device("cpu")
+        blocks = FlexMask(AttentionMask(causal=True), (256, keys), place, attention, ScoreChange()).blocks
+        read = [cell.cell_contents for cell in blocks.mask_mod.__closure__]
+        made += sum(each.nbytes for each in (*read, *blocks.as_tuple()) if isinstance(each, torch.Tensor))
+    assert mask_bytes(model, flex, shape) == made
+    narrow = resolved("double", *WIDE, "block=64", "attention.head_dim=8")  # which FlexAttention does not take
+    assert mask_bytes(narrow, flex, shape) == mask_bytes(narrow, training(), shape) == 256 * (256 + 192) * 4
+
+
 def test_state_is_four_float32_numbers_per_parameter_under_adamw():
     """Parameter, gradient, two moments: 16 bytes."""
     model = resolved("redllm")

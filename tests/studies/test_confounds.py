@@ -136,13 +136,13 @@ def test_the_stacks_of_a_decoder_decoder_have_addresses_of_their_own(write_study
 
 def test_a_block_that_holds_the_whole_sequence_is_refused_or_allowed(write_study: Study) -> None:
     """No later block would read the encoder of a double decoder."""
+    warmed = "pretrain.training.sequence_warmup={begin: 32, steps: 8}"
 
-    def kinds(block: int, rest: str = "") -> list[str]:
+    def kinds(block: int, rest: str = "", *overrides: str) -> list[str]:
         path = write_study("blocks", f"arms: {{a: {{}}}}\n{rest}", extends="doubledecoder-tiny", allow_budgets=not rest)
-        study = load_study(path, [f"model.block={block}", "pretrain.data.sequence_length=64"])
+        study = load_study(path, [f"model.block={block}", "pretrain.data.sequence_length=64", *overrides])
         return [finding.kind for finding in audit(study, built=False) if finding.key == "model.block"]
 
     assert (kinds(63), kinds(64)) == ([], ["refused"])
     assert kinds(64, "allow: [{key: model.block, because: the encoder is not read}]") == ["allowed"]
-    assert kinds(32, "pretrain: {training: {sequence_warmup: {begin: 32, steps: 8}}}") == ["refused"]
-    assert kinds(31, "pretrain: {training: {sequence_warmup: {begin: 32, steps: 8}}}") == []
+    assert (kinds(31, "", warmed), kinds(32, "", warmed)) == ([], ["refused"])

@@ -298,7 +298,8 @@ class ResolvedAttention(Part):
         if self.place == "merged":  # a second copy of the keys, concatenated with the target's
             kept += example.source * self._key_bytes(precision)
             kept += (example.source + example.row) * 2 * self.kv_width * precision.compute
-        if self.place != "merged" and example.block and not precision.flex:  # a copy of the output, with zeros where no key is seen
+        if self.place != "merged" and example.block and (self.without_flex or not precision.flex):
+            # A copy of the output, with zeros where no key is seen.
             kept += example.row * self.width * precision.compute
         if self.place in ("self", "shared") and self._is_band(example) and not self._in_blocks(precision):
             kept += self._band_bytes(example, precision)

@@ -36,10 +36,10 @@ class Form(NamedTuple):
     after: int = 0
     """How many of them come after the token."""
     residual: bool = True
-    """Whether the token is added to the sum."""
+    """True where the token is added to the sum."""
     bias: bool = False
     swish: bool = False
-    """Whether swish follows. What it reads is summed in float32."""
+    """True where swish follows. What it reads is summed in float32."""
 
     @property
     def distances(self) -> range:
