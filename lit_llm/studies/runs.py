@@ -104,12 +104,12 @@ class Run:
         """The metrics of all finished stages, each under its prefix."""
         return _prefixed_values(_counted(self._ended()), "metrics")
 
-    def _ended(self) -> list[tuple[StoredStage, dict[str, Any]]]:
+    def _ended(self) -> Ended:
         return [(step, result) for step in self.steps if (result := step.stage.result()) is not None]
 
     @property
     def logged(self) -> tuple[StoredStage, ...]:
-        """The stages with all steps, each in one of them: a trunk only while no later stage has logged its steps."""
+        """The stages that together log each step once: a trunk only while no later stage has logged its steps."""
         begun = [step for step in self.steps if step.node.kind in PRETRAINS and step.stage.metrics_file.exists()]
         last = {step.node.place: step for step in begun}
         return tuple(
@@ -213,12 +213,15 @@ class Run:
         return [step for step in self.steps if step.node.kind != "evaluate"]
 
 
-def _counted(ended: Iterable[tuple[StoredStage, dict[str, Any]]]) -> list[tuple[StoredStage, dict[str, Any]]]:
-    """The ended stages, each step in one of them.
+Ended = list[tuple[StoredStage, dict[str, Any]]]
+"""Stages with their results."""
 
-    A trunk's steps and metrics are also in the results of its branches. A trunk that diverged has none.
+
+def _counted(ended: Ended) -> Ended:
+    """The stages that together have each step once.
+
+    A trunk's steps and metrics are also in the results of its branches. A trunk that diverged has no branches.
     """
-    ended = list(ended)
     places = {step.node.place for step, _ in ended if step.node.kind == "pretrain"}
 
     def counts(step: StoredStage, result: Mapping[str, Any]) -> bool:
