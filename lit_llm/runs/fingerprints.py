@@ -114,7 +114,7 @@ def pretrain_fingerprint(experiment: Experiment) -> str:
 
 
 def trunk_fingerprint(experiment: Experiment, steps: int) -> str:
-    """Hash of all that decides the weights at a step of an experiment's trunk."""
+    """Hash of all that decides the weights at a step of an experiment's trunk, and its loss before the first."""
     return _seeded_fingerprint(experiment, lambda: _trunk(experiment.trunk(steps, experiment.seed)), steps)
 
 
@@ -154,9 +154,10 @@ def _pretraining(experiment: Experiment) -> dict[str, Any]:
 
 
 def _trunk(experiment: Experiment) -> dict[str, Any]:
-    """What a trunk depends on, but for the seed; it has no validations."""
+    """What a trunk depends on, but for the seed; it has no validation but that before the first step."""
     content = _pretraining(experiment)
-    del content["pretrain"]["validation"]
+    for later in ("times", "final_sequences"):
+        del content["pretrain"]["validation"][later]
     return {**content, "stage": "trunk"}
 
 

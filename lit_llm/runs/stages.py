@@ -288,8 +288,10 @@ def _train(
     before = 0.0
     try:
         with started_ranks(stage, training.execution) as group:
-            if not branches:
+            if trunk is None:
                 initial = _before_training(model, section.training, data.evaluate, stage)
+            else:  # measured before its first step, by the same windows
+                initial = (trunk.result() or {}).get("initial", {})
             before = time.perf_counter() - began
             fitted = train(
                 should_stop=control.should_stop,

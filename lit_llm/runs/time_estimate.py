@@ -19,7 +19,6 @@ from lit_llm.experiment.cost import shape_of, teacher_of, teacher_shape, whole_s
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.cost import forward_flops, train_flops
 from lit_llm.models.resolve import resolve_model
-from lit_llm.objectives.base import AnyObjective
 from lit_llm.runs.kernels import gpu_memory
 from lit_llm.training.schedules import evaluation_steps
 
@@ -92,17 +91,16 @@ def seconds_of(
     step = steps["pretrain"] * _teacher_factor(experiment)
     # A step was timed on one device's share. An evaluation is counted as whole on each device, an upper bound.
     window = FORWARD * steps["pretrain"] / training.execution.share(data.batch_size)
-    _, primary = validation.primary(data.sequence_length, experiment.model.family, pretrain.objective)
-    ways: list[AnyObjective] = [primary]
-    if pretrain.objective.resolved(data.sequence_length) != primary:
-        ways.append(pretrain.objective)  # val/objective_loss is another pass
-    once = len(ways) * validation.sequences * window
+    passes = _passes(experiment)
+    once = passes * validation.sequences * window
     final = sum(
-        windows * window + (len(ways) - 1) * validation.sequences * window
+        windows * window + (passes - 1) * validation.sequences * window
         for windows in _final_windows(experiment, held_out)
     )
-    # One before the first step; the last one is another. A trunk has none.
-    times = 1 + sum(begin < at < training.max_steps for at in evaluation_steps(validation.times, training.max_steps))
+    # One before the first step, of a trunk where it has one; the last one is another.
+    times = (not begin) + sum(
+        begin < at < training.max_steps for at in evaluation_steps(validation.times, training.max_steps)
+    )
     run = START_SECONDS + _whole_steps(experiment, begin) * step + times * once + final
     token = window / data.sequence_length
     evaluations = {
@@ -117,8 +115,18 @@ def seconds_of(
 
 
 def trunk_seconds(experiment: Experiment, step: float, begin: int) -> float:
-    """Seconds of a trunk from a step on, without validations. step: seconds of one step without a teacher."""
-    return START_SECONDS + _whole_steps(experiment, begin) * step * _teacher_factor(experiment)
+    """Seconds of a trunk from a step on, with the validation before the first. step: those of one without a teacher."""
+    pretrain = experiment.pretrain
+    windows = 0 if begin else _passes(experiment) * pretrain.validation.sequences
+    window = FORWARD * step / pretrain.training.execution.share(pretrain.data.batch_size)
+    return START_SECONDS + _whole_steps(experiment, begin) * step * _teacher_factor(experiment) + windows * window
+
+
+def _passes(experiment: Experiment) -> int:
+    """Forward passes of a validation during training: one more where the objective is not the primary metric's."""
+    pretrain, length = experiment.pretrain, experiment.pretrain.data.sequence_length
+    _, primary = pretrain.validation.primary(length, experiment.model.family, pretrain.objective)
+    return 1 + (pretrain.objective.resolved(length) != primary)
 
 
 def _whole_steps(experiment: Experiment, begin: int) -> float:

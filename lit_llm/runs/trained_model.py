@@ -153,7 +153,7 @@ def check_weights(stage: Stage) -> None:
 
 
 def has_lost_weights(stage: Stage) -> bool:
-    """Whether a finished stage's weights, or the last checkpoint of a trunk, are damaged or gone."""
+    """True where a finished stage's weights, or the last checkpoint of a trunk, are damaged or gone."""
     try:
         check_weights(stage)
         if stage.is_trunk:

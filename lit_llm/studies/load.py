@@ -272,29 +272,32 @@ def _has_test(experiment: Experiment, stage: str) -> bool:
 def _matched(ablation: Ablation, document: ConfigNode) -> Ablation:
     """The study with every arm matched to its baseline in the quantity of `match.by`."""
     by = ablation.study.match.by
-    moves = "model.feed_forward.d_ff" if by == "parameters" else "pretrain.training.max_steps"
-    if by != "none" and any(_undoes_factor(moves, arm, ablation.root(arm)) for arm in ablation.arms):
-        location = document.location_of(["match", "by"])
-        raise InputError(Problem(f"{by} moves {moves}, which is a factor of the study too", "match.by", location))
+    location = document.location_of(["match", "by"])
     if by not in ("none", "parameters") and any(arm.experiment.pretrain.training.trunks for arm in ablation.arms):
         message = (
             f"{by} moves max_steps, and so the step where the decay begins, which `branch_at` sets; use `by: none`"
         )
-        raise InputError(Problem(message, "match.by", document.location_of(["match", "by"])))
-    arms = []
+        raise InputError(Problem(message, "match.by", location))
+    arms, undone = [], dict[str, None]()
     for arm in ablation.arms:
         if arm.name != arm.baseline:
             # In a chain of baselines all arms match the first one, so that residuals do not add up.
             match = matched(arm.experiment, ablation.root(arm).experiment, by)
+            undone |= dict.fromkeys(key for key in match.moved if _is_level(key, arm, ablation.root(arm)))
             arm = replace(arm, experiment=match.experiment, matched_keys=match.moved, residual=match.residual)
         arms.append(arm)
+    if undone:
+        factors = "which is a factor" if len(undone) == 1 else "which are factors"
+        raise InputError(
+            Problem(f"{by} moves {' and '.join(undone)}, {factors} of the study too", "match.by", location)
+        )
     return replace(ablation, arms=tuple(arms))
 
 
-def _undoes_factor(moves: str, arm: Arm, root: Arm) -> bool:
-    """Whether matching would move a key that a factor sets to another value than the baseline's."""
-    value, root_value = (dict(leaves(each.flat)).get(moves) for each in (arm, root))
-    return under(moves, *arm.intervened_keys) and value != root_value
+def _is_level(key: str, arm: Arm, root: Arm) -> bool:
+    """True for a key that a factor sets to another value than the baseline's."""
+    value, root_value = (dict(leaves(each.flat)).get(key) for each in (arm, root))
+    return under(key, *arm.intervened_keys) and value != root_value
 
 
 def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:

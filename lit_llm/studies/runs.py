@@ -17,7 +17,7 @@ from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.runs.provenance import provenance, same_provenance, weights_digest
 from lit_llm.runs.run_one_stage import experiment_yaml
-from lit_llm.runs.stage_graph import StageNode, stage_graph
+from lit_llm.runs.stage_graph import PRETRAINS, StageNode, stage_graph
 from lit_llm.runs.trainer_parts import TrainerParts, in_force
 from lit_llm.statistics.comparison import Comparison, Design, compare
 from lit_llm.statistics.estimates import joined
@@ -102,19 +102,24 @@ class Run:
 
     def metrics(self) -> dict[str, float]:
         """The metrics of all finished stages, each under its prefix."""
-        return _prefixed_values([(step, step.stage.result() or {}) for step in self.counted], "metrics")
+        return _prefixed_values(_counted(self._ended()), "metrics")
+
+    def _ended(self) -> Ended:
+        return [(step, result) for step in self.steps if (result := step.stage.result()) is not None]
 
     @property
-    def counted(self) -> tuple[StoredStage, ...]:
-        """The stages without trunks, whose steps and metrics are also in the results of their branches."""
-        return tuple(step for step in self.steps if step.node.kind != "trunk")
+    def logged(self) -> tuple[StoredStage, ...]:
+        """The stages that together log each step once: a trunk only while no later stage has logged its steps."""
+        begun = [step for step in self.steps if step.node.kind in PRETRAINS and step.stage.metrics_file.exists()]
+        last = {step.node.place: step for step in begun}
+        return tuple(
+            step for step in self.steps if step.node.kind not in PRETRAINS or last.get(step.node.place) is step
+        )
 
     def result(self) -> RunResult:
         """The last training's result, with the metrics of all stages and their summed cost, for the comparison."""
-        finished = [(step, result) for step in self.counted if (result := step.stage.result()) is not None]
-        read = {
-            step.node.scope: result["state"] for step, result in finished
-        }  # read once, as there may be thousands of runs
+        ended = self._ended()  # read once, as there may be thousands of runs
+        finished, read = _counted(ended), {step.node.scope: result["state"] for step, result in ended}
         states = {step.node.scope: read.get(step.node.scope) or step.status()["state"] for step in self.steps}
         whole: dict[str, Any] = {}
         for step, result in finished:
@@ -129,7 +134,7 @@ class Run:
                 "training_seconds": training_seconds(
                     result for step, result in finished if step.node.kind != "evaluate"
                 ),
-                "origins": [result["provenance"] for step in self.steps if (result := step.stage.result()) is not None],
+                "origins": [result["provenance"] for _, result in ended],
                 "stopped": [
                     f"{step.node.name} at step {result['steps']} by {result['stopped_by']}"
                     for step, result in finished
@@ -149,7 +154,7 @@ class Run:
         """The logged steps of its stages, as a data frame: a row for each step, a column for each metric."""
         import pandas
 
-        lines = [(step, line) for step in self.steps for line in read_metrics(step.stage.metrics_file)]
+        lines = [(step, line) for step in self.logged for line in read_metrics(step.stage.metrics_file)]
         return pandas.DataFrame(
             [{"stage": step.node.name, "step": line["step"], **line["metrics"]} for step, line in lines]
         )
@@ -206,6 +211,23 @@ class Run:
     def trained(self) -> list[StoredStage]:
         """The stages that train, those of its sources first."""
         return [step for step in self.steps if step.node.kind != "evaluate"]
+
+
+Ended = list[tuple[StoredStage, dict[str, Any]]]
+"""Stages with their results."""
+
+
+def _counted(ended: Ended) -> Ended:
+    """The stages that together have each step once.
+
+    A trunk's steps and metrics are also in the results of its branches. A trunk that diverged has no branches.
+    """
+    places = {step.node.place for step, _ in ended if step.node.kind == "pretrain"}
+
+    def counts(step: StoredStage, result: Mapping[str, Any]) -> bool:
+        return step.node.kind != "trunk" or (result["state"] != "done" and step.node.place not in places)
+
+    return [(step, result) for step, result in ended if counts(step, result)]
 
 
 def training_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:

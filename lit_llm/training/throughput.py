@@ -45,9 +45,9 @@ class StepCost:
     flops_before: float = 0.0
     """FLOPs of the training of the source models."""
     batches: Callable[[int], float] = lambda steps: steps
-    """Number of whole batches that the first steps read, of which a warm-up reads parts."""
+    """Text that the first n steps read, in whole batches: n, or fewer where batches grow to their size."""
     whole_steps: Callable[[int], float] = lambda steps: steps
-    """Number of steps with whole batches of whole rows that take the FLOPs of the first steps."""
+    """FLOPs of the first n steps, in steps of `flops`: n, or fewer where batches or rows grow to their size."""
 
 
 class Throughput(L.Callback):
@@ -62,9 +62,10 @@ class Throughput(L.Callback):
         self.step_cost, self.precision, self.devices = step_cost, precision, devices
         self.seconds = 0.0
         """Wall-clock seconds spent in training steps, evaluations excluded."""
-        self.batches = self.steps = 0.0
-        """Tokens of the mean rates, in whole batches, and their FLOPs, in steps with whole batches of whole rows. All
-        steps but the first of each process count, which warms up."""
+        self.batches = 0.0
+        """Text read in the timed steps, in whole batches. Each process's first step, a slow one, is not timed."""
+        self.steps = 0.0
+        """FLOPs of the timed steps, in steps with a whole batch of whole rows."""
         self._warm_seconds = 0.0
         self._started = 0.0
         self._warm = False

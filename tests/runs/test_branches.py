@@ -58,6 +58,8 @@ def same_weights(left: Stage, right: Stage) -> bool:
     return tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in others)
 
 
+BATCHES, ROWS = "{begin: 1, increment: 1, steps: 4}", "{begin: 8, steps: 4}"
+"""Warm-ups that end before the first branch."""
 SHORT, LONG = ("9", "[5, 10]"), ("14", "[5, 10]")
 OTHER = ("14", "[3, 10]")
 """(steps, steps of the branches): a branch of a trunk that has other stages before the same end."""
@@ -70,6 +72,11 @@ OTHER = ("14", "[3, 10]")
             "decllm-tiny",
             ["pretrain.training.dropout=0.2", "pretrain.training.execution.micro_batch_size=3"],
             [SHORT, LONG],
+        ),
+        (
+            "decllm-tiny",
+            ["pretrain.training.batch_warmup=" + BATCHES, "pretrain.training.sequence_warmup=" + ROWS],
+            [LONG],
         ),
         pytest.param(
             "redllm-tiny",
@@ -97,6 +104,8 @@ def test_each_branch_has_the_bits_of_a_training_that_was_never_cut(
         assert [*logged] == ([3, 6, 9, 12, 14] if steps == "14" else [3, 6, 9])
         assert logged[int(steps)] == dict(numbers(alone))[int(steps)]
         run = Run.of(Arm("a", "a", {}, "a", branched), branched.seed, store)
+        trunks = [step.stage.result() or {} for step in run.steps if step.node.kind == "trunk"]
+        assert [trunk["initial"] for trunk in trunks] == [wanted["initial"]] * len(trunks)
         assert run.result().result["flops"] == wanted["flops"]
         assert not run.stale()
 
@@ -147,7 +156,7 @@ def by_name(experiment: Experiment) -> dict[str, StageNode]:
 
 
 def test_branches_share_the_trunk_up_to_the_first_of_them(corpus: Path) -> None:
-    """Only what decides the weights at a step decides the trunk's fingerprint there."""
+    """Only what decides the weights at a step, or the loss before the first, decides the trunk's fingerprint."""
 
     def nodes(*overrides: str, branch_at: str = "[5, 10]", steps: int = 14) -> dict[str, StageNode]:
         keys = [STEPS + str(steps), WSD % f", branch_at: {branch_at}", *overrides]
@@ -165,11 +174,15 @@ def test_branches_share_the_trunk_up_to_the_first_of_them(corpus: Path) -> None:
     for same in (
         nodes(branch_at="[10, 20]"),
         nodes("pretrain.training.schedule.final_fraction=0.1"),
-        nodes("pretrain.validation.times=2"),
+        nodes("pretrain.validation={times: 2, final_sequences: 16}"),
     ):
         assert same["trunk_10"].fingerprint == long["trunk_10"].fingerprint
     assert nodes(branch_at="[10, 20]")["pretrain"].fingerprint == long["pretrain"].fingerprint
-    for other in (nodes("pretrain.training.optimizer.lr=0.1"), nodes("pretrain.training.schedule.warmup_steps=3")):
+    for other in (
+        nodes("pretrain.training.optimizer.lr=0.1"),
+        nodes("pretrain.training.schedule.warmup_steps=3"),
+        nodes("pretrain.validation.sequences=4"),  # of the loss before the first step
+    ):
         assert other["trunk_5"].fingerprint != long["trunk_5"].fingerprint
 
 
@@ -191,7 +204,6 @@ def test_an_adapted_trunk_begins_with_the_source(tmp_path: Path, corpus: Path) -
 
 
 def test_an_experiment_without_branches_has_no_further_key() -> None:
-    """So its fingerprint is what it was."""
     assert "branch_at" not in WarmupStableDecay(decay_steps=4).model_dump(mode="json")
 
 
@@ -243,23 +255,27 @@ def test_plan_names_trunks_and_arms_that_only_list_other_branches(write_study: C
     assert list(found.as_json()["arms"][1]["fingerprints"]) == ["trunk_5", "trunk_10", "pretrain"]
 
 
-def test_plan_counts_every_step_of_the_trunk_once(corpus: Path) -> None:
-    """Of branches at 5, 10 and 20 with decays of 4 steps: 20 steps of the trunk, and 3 x 4."""
+@pytest.mark.parametrize(
+    "warmup", [[], ["pretrain.training.batch_warmup=" + BATCHES], ["pretrain.training.sequence_warmup=" + ROWS]]
+)
+def test_plan_counts_every_step_of_the_trunk_once(corpus: Path, warmup: list[str]) -> None:
+    """Of branches at 5, 10 and 20 with decays of 4 steps: the 24 steps of the longest, and 2 x 4."""
     flops, seconds = dict[str, float](), dict[str, float]()
     for steps in (9, 14, 24):
-        keys = [STEPS + str(steps), WSD % ", branch_at: [5, 10, 20]", "pretrain.validation.times=1"]
-        experiment = tiny_experiment(corpus, "decllm-tiny", *keys)
-        cost, timed = cost_of(experiment), {"pretrain": 1.0}
-        evaluations = seconds_of(experiment, timed).run - steps
+        keys = [*warmup, STEPS + str(steps), "pretrain.validation.times=1"]
+        experiment = tiny_experiment(corpus, "decllm-tiny", *keys, WSD % ", branch_at: [5, 10, 20]")
+        uncut = tiny_experiment(corpus, "decllm-tiny", *keys, WSD % "")
+        cost, timed = cost_of(uncut), {"pretrain": 1.0}
         for node in stage_graph(experiment):
             flops[node.fingerprint] = flops_of(node, cost)
             if node.source:
-                seconds[node.fingerprint] = trunk_seconds(node.source, 1.0, node.begin) - START_SECONDS
+                seconds[node.fingerprint] = trunk_seconds(node.source, 1.0, node.begin)
             else:
-                seconds[node.fingerprint] = seconds_of(experiment, timed, begin=node.begin).run - evaluations
+                seconds[node.fingerprint] = seconds_of(experiment, timed, begin=node.begin).run
     assert len(flops) == 6
-    assert sum(flops.values()) == pytest.approx((20 + 3 * 4) * cost.flops_per_step)
-    assert sum(seconds.values()) == pytest.approx(20 + 3 * 4)
+    assert sum(flops.values()) == pytest.approx(cost.train_flops + 2 * 4 * cost.flops_per_step)
+    longest = seconds_of(uncut, timed)
+    assert sum(seconds.values()) == pytest.approx(longest.run + 2 * (4 + longest.final) + 5 * START_SECONDS)
 
 
 def test_a_trunk_trains_at_the_peak_after_the_warm_up() -> None:

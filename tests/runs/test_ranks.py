@@ -59,12 +59,15 @@ def wait_for(condition: Callable[[], Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_stage_whose_rank_is_killed_is_interrupted_and_goes_on_sharded(tmp_path: Path, corpus: Path) -> None:
+@pytest.mark.parametrize("keys", [(), ("pretrain.training.sequence_warmup={begin: 8, steps: 9}",)], ids=["", "rows"])
+def test_a_stage_whose_rank_is_killed_is_interrupted_and_goes_on_sharded(
+    tmp_path: Path, corpus: Path, keys: tuple[str, ...]
+) -> None:
     """Killed after step 7, continued by the other strategy: the metrics are those of one device without a stop."""
-    whole = prepared_stage(Store(tmp_path / "whole"), corpus, "decllm-tiny")
+    whole = prepared_stage(Store(tmp_path / "whole"), corpus, "decllm-tiny", *keys)
     assert run_one(tmp_path / "whole", whole.fingerprint) == "done"
     root, calls = tmp_path / "several", iter(range(1000))
-    stage = on_devices(Store(root), corpus)
+    stage = on_devices(Store(root), corpus, "ddp", *keys)
 
     def kill_after_seven() -> bool:
         if next(calls) == 7:
@@ -76,7 +79,7 @@ def test_a_stage_whose_rank_is_killed_is_interrupted_and_goes_on_sharded(tmp_pat
     assert run_one(root, stage.fingerprint, kill_after_seven) == "interrupted"
     assert stage.status()["error"] == "rank 1 was killed by SIGKILL"
 
-    assert on_devices(Store(root), corpus, "fsdp").fingerprint == stage.fingerprint == whole.fingerprint
+    assert on_devices(Store(root), corpus, "fsdp", *keys).fingerprint == stage.fingerprint == whole.fingerprint
     assert run_one(root, stage.fingerprint) == "done"
     result, judge = stage.result(), whole.result()
     assert result is not None

@@ -59,3 +59,23 @@ def test_matching_by_what_a_factor_sets_is_refused(write_study: Callable[..., Pa
     grid = "\ngrid: {factors: {pretrain.training.max_steps: [600, 900]}}"
     with pytest.raises(InputError, match=r"moves pretrain.training.max_steps, which is a factor"):
         planned(write_study, "tokens", grid)
+
+
+def test_matching_by_warm_ups_or_averages_that_factors_set_is_refused(write_study: Callable[..., Path]) -> None:
+    """They are moved with the steps, so the runs would not have the values of their labels."""
+    levels = {
+        "schedule.warmup_steps": [2, 50],
+        "batch_warmup.steps": [40, 60],
+        "sequence_warmup.steps": [40, 80],
+        "weight_averaging.every": [10, 20],
+    }
+    base = "max_steps: 600, batch_warmup: {begin: 1, increment: 1, steps: 40}, sequence_warmup: {begin: 8, steps: 40}"
+    base += ", weight_averaging: {kind: last_k, k: 2, every: 10}"
+    moved = {f"pretrain.training.{key}" for key in levels}
+    assert planned(write_study, "loss_tokens", steps=base).arms[1].arm.matched_keys.keys() >= moved
+    factors = ", ".join(f"pretrain.training.{key}: {values}" for key, values in levels.items())
+    with pytest.raises(InputError) as refused:
+        planned(write_study, "loss_tokens", f"\ngrid: {{factors: {{{factors}}}}}", base)
+    (problem,) = refused.value.problems
+    named = problem.message.removeprefix("loss_tokens moves ").removesuffix(", which are factors of the study too")
+    assert {*named.split(" and ")} == moved

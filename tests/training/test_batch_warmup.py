@@ -101,7 +101,6 @@ def test_arms_that_read_less_by_a_warm_up_are_refused_and_may_be_matched(write_s
 
 
 def test_a_training_without_a_warm_up_of_batches_has_no_further_key() -> None:
-    """So its fingerprint is what it was."""
     assert "batch_warmup" not in TrainingConfig(max_steps=5).model_dump(mode="json")
 
 

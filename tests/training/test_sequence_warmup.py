@@ -87,7 +87,6 @@ def test_parts_of_a_batch_have_as_many_tokens_as_with_whole_rows(tmp_path: Path,
 
 
 def test_a_training_without_a_warm_up_of_rows_has_no_further_key() -> None:
-    """So its fingerprint is what it was."""
     assert "sequence_warmup" not in TrainingConfig(max_steps=5).model_dump(mode="json")
 
 

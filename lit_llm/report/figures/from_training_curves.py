@@ -73,7 +73,12 @@ def _curves(study: FigureData, kind: str, metric: str, over: str, arms: Sequence
     """{series: lines}; arms that share their runs share a series."""
     stages = {
         # Without the pretrainings of its source models, whose curves belong to other arms.
-        name: [step for run in study.runs_by_arm.get(name, ()) for step in run.steps if step.node.name == kind]
+        name: [
+            step
+            for run in study.runs_by_arm.get(name, ())
+            for step in run.logged
+            if step.node.kind != "evaluate" and step.node.after == kind and not step.node.place
+        ]
         for name in arms
     }
     shared = group_equal({name: tuple(step.node.fingerprint for step in steps) for name, steps in stages.items()})
@@ -83,13 +88,19 @@ def _curves(study: FigureData, kind: str, metric: str, over: str, arms: Sequence
 
 def _lines(study: FigureData, steps: Sequence[StoredStage], metric: str, over: str) -> list[Line]:
     """The mean of the finished runs, then each other run: a mean over runs of different lengths would jump."""
-    states = [step.status()["state"] for step in steps]
+    states = [_state(step) for step in steps]
     runs = [places(study.curve(step), metric, over) for step in steps]
     mean = study.mean([run for run, state in zip(runs, states, strict=True) if state == "done"])
     others = [
         single(run, state == "diverged") for run, state in zip(runs, states, strict=True) if run and state != "done"
     ]
     return [mean or Line([], []), *others] if mean or others else []
+
+
+def _state(step: StoredStage) -> str:
+    """State of the run whose curve ends with this stage, as a trunk is only its first part."""
+    state: str = step.status()["state"]
+    return "pending" if step.node.kind == "trunk" and state == "done" else state
 
 
 SPIKES = LOSS_SPIKES.name
