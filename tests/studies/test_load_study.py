@@ -438,9 +438,9 @@ arms:
         "s.yaml:8: extends: there is no preset and no file 'redllm-tyni' - did you mean 'redllm-tiny'?",
         "s.yaml:6: model.atention: unknown key - did you mean 'attention'? (in arm red)",
         "s.yaml:7: pretrain.training.max_stepz: unknown key - did you mean 'max_steps'? (in arm dec)",
-        "s.yaml:7: pretrain.training.lr: unknown key - allowed here: attention_dropout, clip_norm, dropout, execution, "
-        "feed_forward_dropout, max_steps, optimizer, precision, schedule, stability, weight_averaging, z_loss "
-        "(in arm dec)",
+        "s.yaml:7: pretrain.training.lr: unknown key - allowed here: attention_dropout, batch_warmup, clip_norm, "
+        "dropout, execution, feed_forward_dropout, max_steps, optimizer, precision, schedule, sequence_warmup, "
+        "stability, weight_averaging, z_loss (in arm dec)",
         "s.yaml:9: foo: unknown key - allowed here: adapt, evaluate, finetune, model, pretrain, seed (in arm odd)",
     ]
 
