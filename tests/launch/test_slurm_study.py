@@ -80,7 +80,8 @@ def has_checkpoint(stage: Path) -> bool:
 def test_a_study_with_a_preempted_a_lost_and_a_cancelled_place_ends_as_on_this_machine(
     slurm: SlurmCluster, write_study: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path, log = write_study("places", "", seeds=[0, 1, 2, 3], extends="decllm-tiny"), tmp_path / "log.txt"
+    # Enough that two are left when the node is back.
+    path, log = write_study("places", "", seeds=[*range(7)], extends="decllm-tiny"), tmp_path / "log.txt"
     text = path.read_text().replace("max_steps: 12", "max_steps: 400")
     path.write_text(text.replace("log_every: 4", "log_every: 4, checkpoint_every: 8"))
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
