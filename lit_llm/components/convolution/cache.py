@@ -28,8 +28,7 @@ class ConvolutionStates:
             whole = F.pad(x_BTD, (0, 0, before, 0))
         # Rows of an encoder-decoder begin evenly, with <s>.
         if name in self.states or self.rows.even:
-            last = whole[:, whole.shape[1] - before :]
-            self.states[name] = last if name in self.states else last.clone()  # a view would keep the whole prompt
+            self.states[name] = whole[:, whole.shape[1] - before :].clone()  # a view would keep all that was read
         else:
             # Prompts are padded at the end. A row's token t is at place t + before.
             places_BK = self.rows.lengths_B[:, None] + torch.arange(before, device=x_BTD.device)
