@@ -30,11 +30,11 @@ from torch import Tensor
 
 from lit_llm.components.forward_context import ForwardContext, SourceInput
 from lit_llm.components.masks import AttentionMask
-from lit_llm.models.families import DecoderInputs, WithEncoder, document_pair, positions_of, refuse_open
+from lit_llm.models.families import CausalLM, DecoderInputs, WithEncoder, document_pair, positions_of, refuse_open
 from lit_llm.models.resolve import ResolvedModel
 
 
-class DoubleDecoder(WithEncoder):
+class DoubleDecoder(CausalLM, WithEncoder):
     """
     x ─┬─ drop ─ encoder ─▶ states of earlier blocks ─┐
        └─ drop ─ decoder within the own block ◀───────┘ ─ unembedding
@@ -56,7 +56,10 @@ class DoubleDecoder(WithEncoder):
         return cast(Tensor, self.encoder(x_BSD, context))
 
     def hidden(self, tokens_BT: Tensor, **inputs: Unpack[DecoderInputs]) -> Tensor:
-        """B x T ids -> B x T x D. Examples that share a row are cut into blocks from their own first token on."""
+        """B x T ids -> B x T x D. Examples that share a row are cut into blocks from their own first token on.
+
+        Raises ValueError for a `prefix_length` above one. `source_length` changes nothing.
+        """
         opened, prefix = inputs.get("open_BT"), inputs.get("prefix_length")
         refuse_open(self.config, prefix if opened is None else opened)
         documents_BT, positions_BT = inputs.get("documents_BT"), inputs.get("positions_BT")
@@ -77,13 +80,3 @@ class DoubleDecoder(WithEncoder):
         positions = {"self": within, "restart": within, "source": source_position, "continuous": position}
         context = ForwardContext(x_BTD, mask, positions, SourceInput(source_mask, read, encoder_BSD))
         return cast(Tensor, self.decoder(x_BTD, context))
-
-    def forward(
-        self,
-        tokens_BT: Tensor,
-        prefix_length: int | Tensor | None = None,
-        documents_BT: Tensor | None = None,
-        source_length: int | Tensor | None = None,
-    ) -> Tensor:
-        """B x T ids -> B x T x V logits. A `prefix_length` above one is refused; `source_length` changes nothing."""
-        return self.logits(self.hidden(tokens_BT, prefix_length=prefix_length, documents_BT=documents_BT))

@@ -67,7 +67,7 @@ def _embed(tokens: Tensor, table: nn.Embedding, norm: Norm | None, config: Resol
 
 
 class DecoderInputs(TypedDict, total=False):
-    """Optional inputs of a decoder-only model about the rows of its tokens."""
+    """Optional inputs of a `CausalLM` about the rows of its tokens."""
 
     prefix_length: int | Tensor | None
     """Number of a row's first tokens that also see each other."""
@@ -83,7 +83,28 @@ class DecoderInputs(TypedDict, total=False):
     """Boolean, in place of `prefix_length`: tokens that all tokens of the same document see."""
 
 
-class DecoderOnly(LanguageModel):
+class CausalLM(LanguageModel):
+    """Base class of the families that read one row and predict the next token after each of its tokens."""
+
+    @abstractmethod
+    def hidden(self, tokens_BT: Tensor, **inputs: Unpack[DecoderInputs]) -> Tensor:
+        """B x T ids -> B x T x D."""
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        prefix_length: int | Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        source_length: int | Tensor | None = None,
+    ) -> Tensor:
+        """B x T ids -> B x T x V logits. See `DecoderInputs`."""
+        hidden_BTD = self.hidden(
+            tokens_BT, prefix_length=prefix_length, documents_BT=documents_BT, source_length=source_length
+        )
+        return self.logits(hidden_BTD)
+
+
+class DecoderOnly(CausalLM):
     """DecLLM: embedding ─ drop ─ decoder ─ unembedding."""
 
     def hidden(self, tokens_BT: Tensor, **inputs: Unpack[DecoderInputs]) -> Tensor:
@@ -111,19 +132,6 @@ class DecoderOnly(LanguageModel):
             positions["source"] = torch.arange(source_tokens, device=tokens_BT.device)
             source = SourceInput(source_mask, source_tokens, in_row=True)
         return cast(Tensor, self.decoder(x_BTD, ForwardContext(x_BTD, mask, positions, source)))
-
-    def forward(
-        self,
-        tokens_BT: Tensor,
-        prefix_length: int | Tensor | None = None,
-        documents_BT: Tensor | None = None,
-        source_length: int | Tensor | None = None,
-    ) -> Tensor:
-        """B x T ids -> B x T x V logits. See `DecoderInputs`."""
-        hidden_BTD = self.hidden(
-            tokens_BT, prefix_length=prefix_length, documents_BT=documents_BT, source_length=source_length
-        )
-        return self.logits(hidden_BTD)
 
 
 class EncoderDecoderInputs(TypedDict, total=False):
