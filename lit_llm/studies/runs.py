@@ -182,9 +182,12 @@ class Run:
     def config_yaml(self) -> str:
         return experiment_yaml(self.experiment)
 
-    def stale(self) -> bool:
-        """Whether a stage's result has another provenance (code, device, threads, ...) than it would have now."""
-        return any(self.stale_at(step) for step in self.steps)
+    def stale(self, trainer: TrainerParts | None = None) -> bool:
+        """True where a stage's result has another provenance (code, device, threads, ...) than it would have now.
+
+        trainer: as in `stale_at`.
+        """
+        return any(self.stale_at(step, trainer=trainer) for step in self.steps)
 
     def stale_at(
         self, step: StoredStage, result: Mapping[str, Any] | None = None, trainer: TrainerParts | None = None

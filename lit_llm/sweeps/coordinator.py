@@ -17,6 +17,7 @@ from lit_llm.launch.devices import machine_slots
 from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.stage_config import save_stage_config
 from lit_llm.runs.stage_graph import StageNode
+from lit_llm.runs.trainer_parts import TrainerParts, in_force
 from lit_llm.runs.worker import Judged, preloaded, run_trial
 from lit_llm.store.disk import DiskError
 from lit_llm.store.files import Damaged
@@ -175,14 +176,14 @@ class Coordinator:
         if trial.pruned:  # by a coordinator that could not record its end
             self._end(trial, "pruned")
             return None
-        runs = self.runs(trial)
+        runs, trainer = self.runs(trial), in_force()
         for run in runs:
-            self._reset_unusable(run)
+            self._reset_unusable(run, trainer)
             if trial.name not in self._frozen:  # a restarted trial may use a smaller micro-batch
                 save_stage_config(self.store, run.steps[0].node, run.experiment)
         self._frozen.add(trial.name)
         self._list_stages()
-        if self._judged_on == "validations" and self._report_missed(trial, runs[0]):
+        if self._judged_on == "validations" and self._report_missed(trial, runs[0], trainer):
             self._end(trial, "pruned")
             return None
         self.running[trial.name] = trial
@@ -192,10 +193,13 @@ class Coordinator:
         log, threads, slots = runs[0].last.log_file, execution.threads, execution.devices
         return Task(trial.name, run_trial, arguments, log=log, threads=threads, slots=slots)
 
-    def _reset_unusable(self, run: Run) -> None:
-        """Reset a stage that has failed, or whose result is of other code, which a search must not mix."""
+    def _reset_unusable(self, run: Run, trainer: TrainerParts) -> None:
+        """Reset a stage that has failed, or whose result is of other code, which a search must not mix.
+
+        trainer: what the user adds to the Trainer.
+        """
         state = run.last.status()["state"]
-        if state in FINAL and run.stale():
+        if state in FINAL and run.stale(trainer):
             with suppress(Busy):  # a study has begun to repeat it
                 run.last.forget()
                 self.observer.message(f"{run.name}: a result of other code, device or threads is there; it is repeated")
@@ -203,18 +207,18 @@ class Coordinator:
             with suppress(Busy):
                 run.last.retry()
 
-    def _report_missed(self, trial: Trial, run: Run) -> bool:
+    def _report_missed(self, trial: Trial, run: Run, trainer: TrainerParts) -> bool:
         """Report validations on disk that the pruner has not seen. Returns whether the trial is to be pruned.
 
         They exist where the coordinator ended before the trial's process, or where another sweep or a study has begun
-        the stage.
+        the stage. trainer: what the user adds to the Trainer.
         """
         stage, steps = run.last, run.experiment.pretrain.training.max_steps
         try:
             begun_by = read_json(stage.checkpoints / "provenance.json") or {}
         except Damaged:
             begun_by = {}
-        if stage.result() is None and not same_provenance(begun_by, provenance(run.experiment)):
+        if stage.result() is None and not same_provenance(begun_by, provenance(run.experiment, trainer=trainer)):
             return False  # its process will start over
         lines = [line for line in read_metrics(stage.metrics_file) if line["step"] < steps]
         return any(self._should_prune(trial, line["step"], line["metrics"]) for line in lines)

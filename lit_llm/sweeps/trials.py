@@ -24,6 +24,7 @@ from lit_llm.config.tree import difference
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import pretrain_fingerprint
 from lit_llm.runs.provenance import provenance, provenance_digest
+from lit_llm.runs.trainer_parts import TrainerParts, in_force
 from lit_llm.store.files import Damaged
 from lit_llm.store.locks import held
 from lit_llm.store.store import Store, read_json, write_json
@@ -166,11 +167,12 @@ class Trials:
         self.folder.mkdir(parents=True, exist_ok=True)
         with coordinating(self.folder) as me:
             self._me = me
+            trainer = in_force()  # once, as there may be thousands of trials
             with self._drawing_lock():
                 if trains or rerun == "stale":
-                    self._check_origins(begin_anew=rerun == "stale")
+                    self._check_origins(trainer, begin_anew=rerun == "stale")
                 for arm in self.search.spaces:
-                    self._begin(arm, rerun, trains)
+                    self._begin(arm, rerun, trainer if trains else None)
                     if not joins:
                         self._studies[arm].set_user_attr(EXHAUSTED, None)  # a new command looks for points again
                 write_json(self.folder / SWEEP, self._note | content_of_search(self.search), signed=True)
@@ -179,7 +181,8 @@ class Trials:
             finally:
                 self._me = None
 
-    def _begin(self, arm: str, rerun: str | None, trains: bool) -> None:
+    def _begin(self, arm: str, rerun: str | None, trainer: TrainerParts | None) -> None:
+        """Begin or continue an arm's study. trainer: what the user adds to the Trainer; None where nothing trains."""
         import optuna
 
         search = self.search
@@ -198,8 +201,8 @@ class Trials:
             message = f"another search was begun under this name ({changed} changed); give the sweep another name"
             raise InputError(Problem(message, "sweep"))
         study.set_user_attr("identity", search.identity())
-        if search.trains and trains:
-            study.set_user_attr("origin", _provenance_digest(search.ablation.arm(arm).experiment))
+        if search.trains and trainer is not None:
+            study.set_user_attr("origin", _provenance_digest(search.ablation.arm(arm).experiment, trainer))
         if not study.user_attrs.get("begun"):
             for point in search.firsts[arm]:
                 study.enqueue_trial(dict(point), skip_if_exists=True)
@@ -209,20 +212,21 @@ class Trials:
                 if trial.state in ("failed", "out_of_memory") and not trial.retried:
                     study.enqueue_trial(dict(trial.point), user_attrs={RETRY: trial.number})
 
-    def _check_origins(self, begin_anew: bool) -> None:
+    def _check_origins(self, trainer: TrainerParts, begin_anew: bool) -> None:
         """Compare the provenance of arms and trials with this process; on a difference set them aside, or refuse.
 
         An arm's provenance serves before its first trial has ended; a trial's, where it depends on the setting.
         """
         stale = []
         for arm in self.search.ablation.arms if self.search.trains else ():
-            study, now = self.study(arm.name), _provenance_digest(arm.experiment)
+            study, now = self.study(arm.name), _provenance_digest(arm.experiment, trainer)
             if study is not None and study.user_attrs.get("origin", now) != now:
                 stale.append(arm.name)
             stale += [
                 trial.name
                 for trial in self.of(arm.name)
-                if trial.origin and trial.origin != _provenance_digest(self.search.experiment(trial.arm, trial.point))
+                if trial.origin
+                and trial.origin != _provenance_digest(self.search.experiment(trial.arm, trial.point), trainer)
             ]
         if not stale:
             return
@@ -405,7 +409,8 @@ class Trials:
         note: dict[str, Any] = {"state": ended, "error": error, **spent}
         note["values"] = list(values) if values is not None else None
         if self.search.trains and ended not in NOT_COUNTED:
-            note["origin"] = _provenance_digest(self.search.experiment(trial.arm, trial.point))
+            # Its process has read the settings by itself, so they are read again here.
+            note["origin"] = _provenance_digest(self.search.experiment(trial.arm, trial.point), in_force())
         self._optuna_trial(trial).set_user_attr(ENDED, note)
         self._settle(trial, ended, values)
 
@@ -441,5 +446,6 @@ def _suggest(trial: optuna.Trial, dimension: Dimension) -> Value:
     return dimension.stored(trial.suggest_float(dimension.name, low, high, step=step, log=log))
 
 
-def _provenance_digest(experiment: Experiment) -> str:
-    return provenance_digest(provenance(experiment))
+def _provenance_digest(experiment: Experiment, trainer: TrainerParts) -> str:
+    """Digest of the provenance that a training would have now. trainer: what the user adds to the Trainer."""
+    return provenance_digest(provenance(experiment, trainer=trainer))
