@@ -18,7 +18,7 @@ from lit_llm.report.paper import printed_answer
 from lit_llm.report.tables.table import Table, in_markdown
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.statistics.paired import mean_spread
-from lit_llm.statistics.run_results import values_of
+from lit_llm.statistics.run_results import of_newest_provenance, values_by_arm
 from lit_llm.studies.audit.findings import differs
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.runs import Run, StoredStage, comparison_of
@@ -153,12 +153,12 @@ def _training(pushed: Pushed) -> Iterator[list[str]]:
 
 def _results(pushed: Pushed) -> Iterator[str]:
     """Metrics of this run, and of the arm's seeds with the interval of their mean."""
-    results, arm = [run.result() for run in pushed.runs], pushed.run.arm.name
+    kept, arm = of_newest_provenance([run.result() for run in pushed.runs], []), pushed.run.arm.name
     rows, several = [], False
     for name, value in pushed.run.metrics().items():
         if value is None or not _is_of(name, pushed.step.node.after):
             continue
-        values, metric = values_of(results, name)[arm], metric_of(name)
+        values, metric = values_by_arm(kept, [arm], name)[arm], metric_of(name)
         several |= len(values) > 1
         row = [name, metric.unit if metric else "", text.value(value), str(len(values))]
         if values:

@@ -189,7 +189,7 @@ def compare(
     interims = design.interims
     if interims is not None:
         # An arm is judged at the analysis that stopped it, else at the last one; before the first it has no judgement.
-        statuses = interim_statuses(runs, metric, interims, procedure)
+        statuses = interim_statuses(kept, baselines, metric, interims, procedure)
         judged = judge_at_interims(values, baselines, statuses, interims.rule(metric, procedure, noise))
         differences = dict[str, Difference | None]({arm: each.difference for arm, each in judged.items()})
         unbiased = bias_adjusted(statuses, interims.rounds, interims.comparisons, procedure.margin)

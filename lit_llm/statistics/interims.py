@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.statistics.baselines import Noise
 from lit_llm.statistics.procedure import Procedure
-from lit_llm.statistics.run_results import RunResult, noise_of_kept, of_newest_provenance, values_by_arm
+from lit_llm.statistics.run_results import RunResult, noise_of_kept, values_by_arm
 from lit_llm.statistics.sequential import ArmStatus, InterimRule, Rounds, arm_statuses, judgements_at_interims
 from lit_llm.statistics.verdicts import Judgement
 
@@ -29,16 +29,20 @@ class InterimAnalyses:
 
 
 def interim_statuses(
-    runs: Sequence[RunResult], metric: str, interims: InterimAnalyses, procedure: Procedure = Procedure()
+    kept: Sequence[RunResult],
+    baselines: Mapping[str, str],
+    metric: str,
+    interims: InterimAnalyses,
+    procedure: Procedure = Procedure(),
 ) -> dict[str, ArmStatus]:
     """Status of every arm and the seeds to run it with; a baseline needs as many as the arms compared with it.
 
     The metric's counterpart on the validation split decides, whichever split is named: the test split stops no arm.
+
+    kept: runs of the newest provenance. baselines: {arm: its baseline}, of all arms.
     """
     metric = validation_metric(metric)
-    arms, baselines = list(dict.fromkeys(run.arm for run in runs)), {run.arm: run.baseline for run in runs}
-    kept = of_newest_provenance(runs, [])
-    values, lost = values_by_arm(kept, arms, metric), dict[str, set[int]]()
+    values, lost = values_by_arm(kept, list(baselines), metric), dict[str, set[int]]()
     for run in kept:
         if run.seed not in values[run.arm] and run.state_of(metric) in ("done", "diverged"):
             lost.setdefault(run.arm, set()).add(run.seed)

@@ -84,7 +84,10 @@ class RunResult:
 
 
 def of_newest_provenance(runs: Sequence[RunResult], notes: list[str]) -> list[RunResult]:
-    """The finished runs of the newest provenance, and of the newest code of each package that has components."""
+    """The finished runs of the newest provenance, and of the newest code of each package that has components.
+
+    Functions with an argument `kept` read these runs. notes: gets a sentence on the runs that are left out.
+    """
     finished = [run for run in runs if run.result]
     in_order = sorted(finished, key=lambda run: run.result.get("finished", 0))
     outside = {package: digest for run in in_order for package, digest in run.outside_code.items()}
@@ -107,17 +110,7 @@ def values_by_arm(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -
     return values
 
 
-def values_of(runs: Sequence[RunResult], metric: str) -> dict[str, dict[int, float]]:
-    """{arm: {seed: value}} of all runs of the newest provenance that have a value."""
-    return values_by_arm(of_newest_provenance(runs, []), list(dict.fromkeys(run.arm for run in runs)), metric)
-
-
-def noise_of(runs: Sequence[RunResult], metric: str) -> Noise:
-    """Influence of the documents on the metric of each run of the newest provenance."""
-    return noise_of_kept(of_newest_provenance(runs, []), metric, Procedure())
-
-
-def noise_of_kept(kept: Sequence[RunResult], metric: str, procedure: Procedure) -> Noise:
+def noise_of_kept(kept: Sequence[RunResult], metric: str, procedure: Procedure = Procedure()) -> Noise:
     """What is known of the noise of a metric: the procedure's variance, and each document's influence."""
     return Noise(procedure.variance, _influences(kept, metric), procedure.families)
 
@@ -142,9 +135,9 @@ def missing_reason(run: RunResult, metric: str) -> str:
 
 
 def scaling_runs(
-    runs: Sequence[RunResult], metric: str, groups: Mapping[str, str], models: Mapping[str, str]
+    kept: Sequence[RunResult], metric: str, groups: Mapping[str, str], models: Mapping[str, str]
 ) -> list[ScalingRun]:
-    """Runs of the newest provenance that have the metric. groups: {arm: its group}; models: {arm: its named arm}."""
+    """Runs that have the metric. groups: {arm: its group}; models: {arm: its named arm}."""
     return [
         ScalingRun(
             groups[run.arm],
@@ -157,14 +150,14 @@ def scaling_runs(
             run.result.get("training_seconds"),
             models[run.arm],
         )
-        for run in of_newest_provenance(runs, [])
+        for run in kept
         if (loss := run.metric(metric)) is not None
     ]
 
 
-def lost_sizes(runs: Sequence[RunResult], metric: str, groups: Mapping[str, str]) -> dict[str, list[str]]:
-    """{group: its arms of which a run diverged}, among the runs of the newest provenance. groups: {arm: its group}."""
+def lost_sizes(kept: Sequence[RunResult], metric: str, groups: Mapping[str, str]) -> dict[str, list[str]]:
+    """{group: its arms of which a run diverged}. groups: {arm: its group}."""
     lost: dict[str, list[str]] = {}
-    for arm in dict.fromkeys(run.arm for run in of_newest_provenance(runs, []) if run.state_of(metric) == "diverged"):
+    for arm in dict.fromkeys(run.arm for run in kept if run.state_of(metric) == "diverged"):
         lost.setdefault(groups[arm], []).append(arm)
     return lost

@@ -40,7 +40,7 @@ def analysis_of(ablation: Ablation) -> dict[str, Any]:
     return {
         "question": study.question,
         **{key: compare[key] for key in COMPARED},
-        "baselines": {arm.name: arm.baseline for arm in ablation.arms},
+        "baselines": ablation.baselines,
         "seeds": list(study.seeds),
         "more_seeds": study.more_seeds.model_dump(mode="json") if study.more_seeds else None,
     }

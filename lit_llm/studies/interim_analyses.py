@@ -8,7 +8,7 @@ from typing import Any
 from lit_llm.statistics.alpha_spending import PastInterims, Rounds
 from lit_llm.statistics.interims import InterimAnalyses, interim_statuses
 from lit_llm.statistics.procedure import Procedure
-from lit_llm.statistics.run_results import RunResult
+from lit_llm.statistics.run_results import RunResult, of_newest_provenance
 from lit_llm.studies.analysis_plan import Registration, earlier_plans, seeds_analysed_fixed
 from lit_llm.studies.load import Ablation
 
@@ -62,9 +62,9 @@ def seeds_analysed_in_force(ablation: Ablation, registration: Registration | Non
     # With the metric and procedure of that analysis: another margin may decide an arm earlier or later.
     procedure = procedure_of(ablation, plan)
     interims = InterimAnalyses(all_seeds(plan), rounds, comparisons_of(ablation, procedure.correction != "none"))
-    statuses = interim_statuses(
-        results_of(interims.seeds), plan.get("metric", ablation.study.compare.metric), interims, procedure
-    )
+    kept = of_newest_provenance(results_of(interims.seeds), [])
+    metric = plan.get("metric", ablation.study.compare.metric)
+    statuses = interim_statuses(kept, ablation.baselines, metric, interims, procedure)
     return max((status.seeds for status in statuses.values()), default=0)
 
 

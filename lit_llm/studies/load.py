@@ -126,6 +126,11 @@ class Ablation:
         return shlex.join(["lit-llm", name, str(near), *where, *options])
 
     @property
+    def baselines(self) -> dict[str, str]:
+        """{arm: its baseline} of all arms, in their order."""
+        return {arm.name: arm.baseline for arm in self.arms}
+
+    @property
     def is_experiment(self) -> bool:
         """Whether it is a single experiment, without arms to compare."""
         return not self.study.arms and self.study.grid is None

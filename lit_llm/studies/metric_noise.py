@@ -20,7 +20,7 @@ from lit_llm.evaluation.config import ExampleValidationConfig
 from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.statistics.estimates import joined
 from lit_llm.statistics.paired import Values
-from lit_llm.statistics.run_results import RunResult, of_newest_provenance, values_of
+from lit_llm.statistics.run_results import RunResult, of_newest_provenance, values_by_arm
 from lit_llm.statistics.signal_and_noise import (
     FEWEST_ARMS,
     FEWEST_SEEDS,
@@ -114,8 +114,8 @@ class _Size:
 
     def values(self, metric: str) -> dict[str, Values]:
         """{arm by its name at every size: {seed: value}}, without arms that have no value."""
-        values = values_of([result for _, result in self.kept], metric)
-        return {name: values[arm] for arm, name in self.arms.items() if values.get(arm)}
+        values = values_by_arm([result for _, result in self.kept], list(self.arms), metric)
+        return {name: values[arm] for arm, name in self.arms.items() if values[arm]}
 
     @cached_property
     def courses(self) -> list[tuple[RunResult, Courses]]:

@@ -23,7 +23,7 @@ from lit_llm.statistics.comparison import Comparison, Design, compare
 from lit_llm.statistics.estimates import joined
 from lit_llm.statistics.interims import InterimAnalyses, interim_statuses
 from lit_llm.statistics.pareto import pareto_front
-from lit_llm.statistics.run_results import RunResult
+from lit_llm.statistics.run_results import RunResult, of_newest_provenance
 from lit_llm.store.store import FINAL, Stage, Store, metric_lines, read_metrics
 from lit_llm.studies.analysis_plan import log_comparison, register, registration_of
 from lit_llm.studies.estimable_effects import factor_layouts, layouts, lr_factors
@@ -268,7 +268,8 @@ def runs_of(ablation: Ablation, store: Store) -> list[Run]:
     while grown and interims is not None:
         for run in (run for arm_runs in runs.values() for run in arm_runs if run.name not in results):
             results[run.name] = replace(run.result(), read_units=cache(run.units))  # each round reads them
-        statuses = interim_statuses([*results.values()], study.compare.metric, interims, procedure_of(ablation))
+        kept = of_newest_provenance([*results.values()], [])
+        statuses = interim_statuses(kept, ablation.baselines, study.compare.metric, interims, procedure_of(ablation))
         grown = False
         for arm in ablation.arms:
             arm_runs = runs[arm.name]
@@ -472,8 +473,9 @@ def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], resul
     ]
     ended, refused = ended_runs(measured)
     taken = [*ended, *(result for result in results if result.state_of(settings.metric) == "diverged")]
-    laws = scaling_of(ablation, taken, settings.scaling) if settings.scaling else None
-    gated = gate_of(ablation, taken, settings.gate) if settings.gate else None
+    kept = of_newest_provenance(taken, [])
+    laws = scaling_of(ablation, kept, settings.scaling) if settings.scaling else None
+    gated = gate_of(ablation, kept, settings.gate) if settings.gate else None
     return replace(
         compared,
         scaling=laws and replace(laws, notes=(*refused, *laws.notes)),

@@ -64,26 +64,26 @@ def ended_runs(measured: Sequence[Measured]) -> tuple[list[RunResult], list[str]
     return [run.result for run in kept], notes
 
 
-def scaling_of(ablation: Ablation, results: Sequence[RunResult], settings: ScalingLaw) -> Scaling:
-    """The power laws of a study. results: the runs to fit, and the runs that diverged."""
+def scaling_of(ablation: Ablation, kept: Sequence[RunResult], settings: ScalingLaw) -> Scaling:
+    """The power laws of a study. kept: the runs to fit, and the runs that diverged, of the newest provenance."""
     groups, baseline = _groups(ablation, settings.by)
     metric = ablation.study.compare.metric
     return scaling(
-        scaling_runs(results, metric, groups, {arm.name: arm.group for arm in ablation.arms}),
+        scaling_runs(kept, metric, groups, {arm.name: arm.group for arm in ablation.arms}),
         metric,
         baseline,
         settings.x,
         settings.irreducible,
-        lost=lost_sizes(results, metric, groups),
+        lost=lost_sizes(kept, metric, groups),
     )
 
 
-def gate_of(ablation: Ablation, results: Sequence[RunResult], settings: ScalingGate) -> Gate:
-    """The gate of a study. results: the runs to fit, and the runs that diverged."""
+def gate_of(ablation: Ablation, kept: Sequence[RunResult], settings: ScalingGate) -> Gate:
+    """The gate of a study. kept: as for `scaling_of`."""
     groups, baseline = _groups(ablation, settings.by)
     metric = ablation.study.compare.metric
-    runs = scaling_runs(results, metric, groups, {arm.name: arm.group for arm in ablation.arms})
-    lost = lost_sizes(results, metric, groups)
+    runs = scaling_runs(kept, metric, groups, {arm.name: arm.group for arm in ablation.arms})
+    lost = lost_sizes(kept, metric, groups)
     return gate(runs, metric, baseline, settings.project, settings.at_least, settings.irreducible, lost=lost)
 
 

@@ -21,7 +21,7 @@ from lit_llm.statistics.power import (
     scatter_of,
     seeds_for,
 )
-from lit_llm.statistics.run_results import values_of
+from lit_llm.statistics.run_results import of_newest_provenance, values_by_arm
 from lit_llm.statistics.sequential import Rounds, round_levels
 from lit_llm.statistics.verdicts import LEVEL
 from lit_llm.store.store import Store
@@ -165,7 +165,8 @@ def _scatters_of_store(
 
 def _scatters(ablation: Ablation, metric: str, store: Store) -> dict[str, Scatter]:
     """{arm: scatter of its differences from its baseline} over finished runs."""
-    values = values_of([run.result() for run in runs_of(ablation, store)], metric)
+    kept = of_newest_provenance([run.result() for run in runs_of(ablation, store)], [])
+    values = values_by_arm(kept, [arm.name for arm in ablation.arms], metric)
     scatters = {arm.name: scatter_of(values[arm.name], values[arm.baseline]) for arm in ablation.arms}
     return {name: scatter for name, scatter in scatters.items() if scatter is not None}
 

@@ -13,7 +13,7 @@ from lit_llm.statistics.baselines import Noise
 from lit_llm.statistics.before_after import before_after
 from lit_llm.statistics.comparison import compare
 from lit_llm.statistics.document_noise import influence
-from lit_llm.statistics.run_results import RunResult, values_of
+from lit_llm.statistics.run_results import RunResult, values_by_arm
 from lit_llm.statistics.two_studies import TwoStudies, two_studies
 
 NLL = "val/target_nll"
@@ -31,13 +31,16 @@ def runs(arms: dict[str, list[float]], baselines: dict[str, str] | None = None) 
     ]
 
 
+def values_of(results: list[RunResult]) -> dict[str, dict[int, float]]:
+    return values_by_arm(results, list(dict.fromkeys(run.arm for run in results)), NLL)
+
+
 def both(first: list[RunResult], second: list[RunResult]) -> TwoStudies:
-    pair = (first, second)
     return two_studies(
         NAMES,
         ("?", "?"),
         (compare(first, NLL), compare(second, NLL)),
-        (values_of(pair[0], NLL), values_of(pair[1], NLL)),
+        (values_of(first), values_of(second)),
         {},
     )
 

@@ -22,7 +22,7 @@ from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.statistics.baselines import Noise
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.statistics.estimates import joined
-from lit_llm.statistics.run_results import noise_of, values_of
+from lit_llm.statistics.run_results import noise_of_kept, of_newest_provenance, values_by_arm
 from lit_llm.statistics.two_studies import TwoStudies, two_studies
 from lit_llm.statistics.verdicts import LEVEL
 from lit_llm.store.store import Store, write_text
@@ -80,10 +80,11 @@ def load_two(first: str, second: str, overrides: Sequence[str], store: Store) ->
 def _load(file: str, overrides: Sequence[str], store: Store) -> Loaded:
     ablation = version_of(store, open_study(file, overrides, store))
     runs = runs_of(ablation, store)
-    results, metric = [run.result() for run in runs], ablation.study.compare.metric
+    kept, metric = of_newest_provenance([run.result() for run in runs], []), ablation.study.compare.metric
     texts = frozenset(identity_of_data(arm.experiment).digest for arm in ablation.arms)
     comparison = comparison_of(ablation, runs)
-    return Loaded(ablation, comparison, values_of(results, metric), noise_of(results, metric), texts)
+    values = values_by_arm(kept, [arm.name for arm in ablation.arms], metric)
+    return Loaded(ablation, comparison, values, noise_of_kept(kept, metric), texts)
 
 
 def two_answer(pair: TwoStudies) -> list[str]:
