@@ -80,31 +80,33 @@ def cycle(shares: tuple[int, ...], seed: int, number: int) -> tuple[np.ndarray, 
     return sources, before
 
 
-def cut(
-    windows_BT: np.ndarray,
-    objective: Objective,
-    family: Family,
-    masks: MasksConfig,
-    *,
-    vocabulary: int,
-    seed: int,
-    first: int,
-    opening: Sequence[int] = (),
-    rows: int = 1,
-) -> Batch:
-    """Make examples of windows by an objective and collate them for a family.
+@dataclass(frozen=True)
+class WindowCollator:
+    """Makes examples of windows of text by an objective, and collates them for a family."""
 
-    vocabulary: number of ids of the text, after which the objective's extra ids follow. Random choices for a window
-    depend on the seed and on its number; first: number of the first window. opening: ids before every source. rows:
-    number of such rows in a window of the text, which draw otherwise than whole windows with their numbers.
-    """
-    stream = "window" if rows == 1 else f"window in {rows}"
-    examples = [
-        objective.example(window_T, np.random.default_rng(hashed(seed, stream, number)), vocabulary)
-        for number, window_T in enumerate(windows_BT, first)
-    ]
-    sources, targets, counted = zip(*examples, strict=True)
-    return collate([opened(opening, source) for source in sources], targets, family, masks, counted)
+    objective: Objective
+    family: Family
+    masks: MasksConfig
+    vocabulary: int
+    """Number of ids of the text, after which the objective's extra ids follow."""
+    seed: int = 0
+    opening: Sequence[int] = ()
+    """Ids before every source."""
+
+    def batch(self, windows_BT: np.ndarray, first: int = 0, rows: int = 1) -> Batch:
+        """The batch of some windows. Random choices for a window depend on the seed and on its number.
+
+        first: number of the first window. rows: number of such rows in a window of the text, which draw otherwise than
+        whole windows with their numbers.
+        """
+        stream = "window" if rows == 1 else f"window in {rows}"
+        examples = [
+            self.objective.example(window_T, np.random.default_rng(hashed(self.seed, stream, number)), self.vocabulary)
+            for number, window_T in enumerate(windows_BT, first)
+        ]
+        sources, targets, counted = zip(*examples, strict=True)
+        opened_sources = [opened(self.opening, source) for source in sources]
+        return collate(opened_sources, targets, self.family, self.masks, counted)
 
 
 def opened(opening: Sequence[int], source: np.ndarray) -> np.ndarray:
@@ -172,8 +174,7 @@ class TrainBatches(Batches):
         self.begin = begin
         self.windows = [Windows(data, source, "train") for source in data.sources]
         self.shares = tuple(source.share for source in data.sources)
-        self.objective, self.family, self.masks = objective, family, masks
-        self.vocabulary = data.config.tokenizer.vocabulary
+        self.collator = WindowCollator(objective, family, masks, data.config.tokenizer.vocabulary, seed)
 
     def places(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Windows of batch k: (numbers of the sources, numbers of the windows within them).
@@ -201,16 +202,8 @@ class TrainBatches(Batches):
         for source in np.unique(sources).tolist():
             windows[sources == source] = self.windows[source].read(indices[sources == source])
         rows = self.sizes.rows(k)
-        batch = cut(
-            windows.reshape(rows * len(sources), -1),
-            self.objective,
-            self.family,
-            self.masks,
-            vocabulary=self.vocabulary,
-            seed=self.seed,
-            first=rows * self.sizes.sequences(k),
-            rows=rows,
-        )
+        first = rows * self.sizes.sequences(k)
+        batch = self.collator.batch(windows.reshape(rows * len(sources), -1), first, rows)
         batch.rows_of_window = rows
         return batch
 

@@ -37,7 +37,7 @@ from lit_llm.components.attention.module import Attention
 from lit_llm.components.loss.module import target_nats
 from lit_llm.components.masks import KernelMask
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.data.batches import cut, spread, spread_windows
+from lit_llm.data.batches import WindowCollator, spread, spread_windows
 from lit_llm.data.prepare import Prepared
 from lit_llm.evaluation.attention_weights import self_attention_shares, source_attention
 from lit_llm.evaluation.config import AttentionAnalysisConfig
@@ -133,10 +133,9 @@ def _batches(
     """Pairs (number of the first window, batch of at most `tokens` tokens)."""
     length = windows_NT.shape[1]
     rows, objective = max(1, tokens // length), PrefixLM(split=config.split(length))
-    vocabulary = model.config.vocabulary
+    collator = WindowCollator(objective, model.config.family, masks, model.config.vocabulary)
     for first in range(0, len(windows_NT), rows):
-        part = windows_NT[first : first + rows]
-        yield first, cut(part, objective, model.config.family, masks, vocabulary=vocabulary, seed=0, first=first)
+        yield first, collator.batch(windows_NT[first : first + rows], first)
 
 
 # --- what is measured ----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from lit_llm.components.loss.module import target_hits, target_nats
 from lit_llm.config.metrics import ANSWER_ACCURACY, BITS_PER_BYTE, OBJECTIVE_LOSS, PERPLEXITY, SPLITS
-from lit_llm.data.batches import Windows, cut, spread
+from lit_llm.data.batches import WindowCollator, Windows, spread
 from lit_llm.data.prepare import Prepared
 from lit_llm.evaluation.config import ValidationConfig
 from lit_llm.evaluation.result import Progress
@@ -103,19 +103,8 @@ class Validation:
 
         def batches(windows: np.ndarray, objective: Objective, before: Sequence[int]) -> list[Batch]:
             # The objective's random choices are drawn once, by a seed that all arms share.
-            return [
-                cut(
-                    windows[first : first + size],
-                    objective,
-                    family,
-                    masks,
-                    vocabulary=vocabulary,
-                    seed=0,
-                    first=first,
-                    opening=before,
-                )
-                for first in range(0, len(windows), size)
-            ]
+            collator = WindowCollator(objective, family, masks, vocabulary, opening=before)
+            return [collator.batch(windows[first : first + size], first) for first in range(0, len(windows), size)]
 
         windows = {source.name: Windows(data, source, split) for source in data.sources}
         wanted = config.most_sequences if final else config.sequences

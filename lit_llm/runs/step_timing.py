@@ -252,7 +252,7 @@ class RandomBatches:
         return self._whole(number).share(0, self.experiment.section(self.stage).training.execution.ranks)
 
     def _whole(self, number: int) -> Batch:
-        from lit_llm.data.batches import cut
+        from lit_llm.data.batches import WindowCollator
         from lit_llm.objectives.collate import collate
 
         family: Any = self.experiment.model.family
@@ -267,9 +267,8 @@ class RandomBatches:
             return collate(sources, targets, family, tuned.masks)
         pretrain = self.experiment.pretrain
         rows, length = pretrain.data.batch_size, pretrain.data.sequence_length
-        windows, first = self._ids((rows, length)), number * rows
-        objective, masks = pretrain.objective, pretrain.masks
-        return cut(windows, objective, family, masks, vocabulary=self.vocabulary, seed=0, first=first)
+        collator = WindowCollator(pretrain.objective, family, pretrain.masks, self.vocabulary)
+        return collator.batch(self._ids((rows, length)), number * rows)
 
     def _ids(self, size: int | tuple[int, int]) -> Any:
         return self.random.integers(2, self.vocabulary, size)

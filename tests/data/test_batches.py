@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lit_llm.data.batches import StepSampler, TrainBatches, Windows, cut, spread_windows
+from lit_llm.data.batches import StepSampler, TrainBatches, WindowCollator, Windows, spread_windows
 from lit_llm.objectives.collate import Batch
 from lit_llm.objectives.config import CausalLM, MasksConfig, PrefixLM
 
@@ -172,5 +172,5 @@ def test_validation_reads_distinct_windows_spread_over_all_of_them(numbered, win
 
 def test_a_cut_puts_every_token_into_the_source_or_the_target():
     windows = np.arange(2, 26).reshape(3, 8)
-    batch = cut(windows, PrefixLM(split=3), "encoder_decoder", MasksConfig(), vocabulary=26, seed=0, first=0)
+    batch = WindowCollator(PrefixLM(split=3), "encoder_decoder", MasksConfig(), 26).batch(windows)
     assert torch.equal(torch.cat([batch.inputs["source_BS"], batch.targets], 1), torch.from_numpy(windows))

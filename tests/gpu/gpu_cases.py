@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.components.loss.module import LossWeights, target_loss
-from lit_llm.data.batches import cut
+from lit_llm.data.batches import WindowCollator
 from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.schema import Experiment
 from lit_llm.models.build import build_model
@@ -60,8 +60,7 @@ def batch_of(experiment: Experiment, rows: int = 6, tokens: int = 96) -> Batch:
     vocabulary = experiment.model.vocabulary - sum(pretrain.objective.extra_ids(tokens).values())
     windows = np.random.default_rng(0).integers(2, vocabulary, (rows, tokens))
     windows[:, [20, 61]] = 0
-    family, masks = experiment.model.family, pretrain.masks
-    return cut(windows, pretrain.objective, family, masks, vocabulary=vocabulary, seed=0, first=0)
+    return WindowCollator(pretrain.objective, experiment.model.family, pretrain.masks, vocabulary).batch(windows)
 
 
 def loss_of(model: LanguageModel, batch: Batch, z_loss: float = 0.0) -> Tensor:

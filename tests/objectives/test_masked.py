@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_llm.data.batches import cut
+from lit_llm.data.batches import WindowCollator
 from lit_llm.objectives.base import EOD
 from lit_llm.objectives.config import MaskedLM, MasksConfig
 
@@ -67,7 +67,7 @@ def test_an_encoder_only_model_reads_the_window_and_answers_in_its_places(intra_
     windows = np.random.default_rng(0).integers(2, TEXT, (4, 32))
     windows[1:, 10] = EOD
     objective, masks = MaskedLM(), MasksConfig(intra_document=intra_document)
-    batch = cut(windows, objective, "encoder_only", masks, vocabulary=TEXT, seed=3, first=8)
+    batch = WindowCollator(objective, "encoder_only", masks, TEXT, seed=3).batch(windows, first=8)
     assert batch.inputs["tokens_BT"].shape == batch.targets.shape == batch.weights.shape == (4, 32)
     assert torch.equal(batch.targets, torch.from_numpy(windows))
     assert batch.weights.sum(1).tolist() == [objective.count(32)] * 4
@@ -83,6 +83,5 @@ def test_an_encoder_only_model_reads_the_window_and_answers_in_its_places(intra_
 def test_windows_of_one_document_have_nothing_to_separate():
     windows = np.random.default_rng(0).integers(2, TEXT, (2, 32))
     masks = MasksConfig(intra_document=True)
-    assert cut(windows, MaskedLM(), "encoder_only", masks, vocabulary=TEXT, seed=0, first=0).inputs.keys() == {
-        "tokens_BT"
-    }
+    batch = WindowCollator(MaskedLM(), "encoder_only", masks, TEXT).batch(windows)
+    assert batch.inputs.keys() == {"tokens_BT"}

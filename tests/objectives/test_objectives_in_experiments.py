@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from lit_llm.config.problems import InputError
-from lit_llm.data.batches import TrainBatches, cut
+from lit_llm.data.batches import TrainBatches, WindowCollator
 from lit_llm.data.prepare import prepare
 from lit_llm.evaluation.config import ValidationConfig
 from lit_llm.evaluation.likelihood import Validation, nats_of
@@ -131,10 +131,9 @@ def test_what_becomes_of_a_window_depends_on_the_seed_and_its_number_alone(objec
 
     def rows(size, seed=5):
         found = []
+        collator = WindowCollator(objective, family, MasksConfig(), TEXT, seed)
         for first in range(0, 12, size):
-            batch = cut(
-                windows[first : first + size], objective, family, MasksConfig(), vocabulary=TEXT, seed=seed, first=first
-            )
+            batch = collator.batch(windows[first : first + size], first)
             for inputs, counted in zip(batch.inputs["tokens_BT"].tolist(), batch.weights.tolist(), strict=True):
                 while inputs[-1] == 0:  # padding
                     inputs.pop()
@@ -153,7 +152,7 @@ def test_what_becomes_of_a_window_depends_on_the_seed_and_its_number_alone(objec
 def test_a_decoder_reads_the_corrupted_text_and_is_asked_for_the_spans_alone(family, prefix):
     windows = np.random.default_rng(0).integers(2, TEXT, (3, LENGTH))
     masks = MasksConfig(prefix=prefix)
-    batch = cut(windows, SpanCorruption(), family, masks, vocabulary=TEXT, seed=0, first=0)
+    batch = WindowCollator(SpanCorruption(), family, masks, TEXT).batch(windows)
     for row, window in enumerate(windows):
         made = SpanCorruption().example(window, _generator(0, row), TEXT)
         inputs = [BOS, *made.source.tolist(), *made.target.tolist()]
@@ -173,7 +172,7 @@ def _generator(seed, number):
 def test_an_encoder_reads_the_mode_and_the_corrupted_text():
     windows = np.random.default_rng(0).integers(2, TEXT, (40, LENGTH))
     objective = UL2()
-    batch = cut(windows, objective, "encoder_decoder", MasksConfig(), vocabulary=TEXT, seed=0, first=0)
+    batch = WindowCollator(objective, "encoder_decoder", MasksConfig(), TEXT).batch(windows)
     first = TEXT + objective.extra_ids(LENGTH)["sentinels"]
     assert set(batch.inputs["source_BS"][:, 0].tolist()) == {first, first + 1, first + 2}
     assert (batch.inputs["target_BT"][:, 0] == BOS).all()

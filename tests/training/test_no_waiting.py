@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_llm.data.batches import cut
+from lit_llm.data.batches import WindowCollator
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.training.config import TrainingConfig
@@ -33,8 +33,7 @@ def test_forward_loss_backward_and_clipping_read_nothing_back(case):
     pretrain, vocabulary = experiment.pretrain, 256
     windows = np.random.default_rng(0).integers(2, vocabulary, (4, 128))
     windows[:, [20, 61]] = 0  # ends of documents
-    family, masks = experiment.model.family, pretrain.masks
-    batch = cut(windows, pretrain.objective, family, masks, vocabulary=vocabulary, seed=0, first=0)
+    batch = WindowCollator(pretrain.objective, experiment.model.family, pretrain.masks, vocabulary).batch(windows)
     config = TrainingConfig.model_validate({"max_steps": 1, "z_loss": 1e-4})
     lit = LitModel(build_model(experiment.model).to("meta"), config)
     pieces = list(batch.to(torch.device("meta")).micro_batches(3))

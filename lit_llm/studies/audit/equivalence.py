@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_llm.data.batches import cut
+from lit_llm.data.batches import WindowCollator
 from lit_llm.models.build import bare_model, generator, initialise
 from lit_llm.models.families import LanguageModel
 from lit_llm.models.resolve import Layer, ResolvedModel, resolve_model
@@ -130,8 +130,8 @@ class EquivalenceChecker:
         ends_BT = random.random((rows, window)) < 1 / 8
         ends_BT[(np.arange(rows) + k) % 2 == 0] = False
         tokens_BT[ends_BT] = EOD
-        family, masks = arm.experiment.model.family, pretrain.masks
-        return cut(tokens_BT, objective, family, masks, vocabulary=self._text, seed=0, first=k * rows)
+        collator = WindowCollator(objective, arm.experiment.model.family, pretrain.masks, self._text)
+        return collator.batch(tokens_BT, k * rows)
 
 
 def build_small(small: ResolvedModel) -> LanguageModel:
