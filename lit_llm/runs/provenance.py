@@ -30,6 +30,7 @@ COMPUTES = (
     "evaluation",
     "runs/kernels.py",
     "runs/stage_data.py",
+    "runs/stage_training.py",
     "runs/stages.py",
     "runs/warm_start.py",
     "huggingface/checkpoint.py",

@@ -33,7 +33,8 @@ def main(root: Path, fingerprint: str) -> int:
 
     from lit_llm.runs.run_one_stage import ran_out_of_memory
     from lit_llm.runs.stage_config import load_stage_config
-    from lit_llm.runs.stages import STAGES, Control
+    from lit_llm.runs.stage_training import Control
+    from lit_llm.runs.stages import STAGES
     from lit_llm.store.store import Store
     from lit_llm.training.devices import DeviceGroup, is_connection_error
 

@@ -59,7 +59,8 @@ def _run_claimed(
         return before  # another process has finished it
     try:
         stage.set_state("running")
-        from lit_llm.runs.stages import STAGES, Control
+        from lit_llm.runs.stage_training import Control
+        from lit_llm.runs.stages import STAGES
         from lit_llm.training.checkpoints import remove_checkpoints
 
         frozen = load_stage_config(stage)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +17,21 @@ from lit_llm.evaluation.attention import attention_analysis
 from lit_llm.evaluation.documents import likelihood
 from lit_llm.evaluation.examples import HeldOutExamples, example_losses
 from lit_llm.evaluation.extrapolation import extrapolation
-from lit_llm.evaluation.final import FinalEvaluation
 from lit_llm.evaluation.result import EvaluationResult, Progress
 from lit_llm.evaluation.task_files import read_task_files
-from lit_llm.evaluation.unit_losses import write_losses
 from lit_llm.experiment.cost import cost_of, example_flops, whole_steps
-from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.experiment.schema import Experiment
 from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
-from lit_llm.runs.kernels import kernels_note, lengths_vary, training_of
-from lit_llm.runs.provenance import provenance, same_provenance
-from lit_llm.runs.ranks import LostRank, started_ranks
+from lit_llm.runs.provenance import provenance
 from lit_llm.runs.stage_config import StageConfig
-from lit_llm.runs.stage_data import StageData, finetuning_data, pretraining_data
-from lit_llm.runs.trained_model import end_of_trunk, open_finished, trunk_before, write_weights
-from lit_llm.runs.trainer_parts import in_force
+from lit_llm.runs.stage_data import finetuning_data, pretraining_data
+from lit_llm.runs.stage_training import Control, StageTraining, Start
+from lit_llm.runs.trained_model import open_finished, trunk_before
 from lit_llm.runs.warm_start import load_source_weights
-from lit_llm.store.files import Damaged, remove
-from lit_llm.store.store import SCHEMA, MetricsFile, Stage, Store, finite, read_json, write_json, write_text
-from lit_llm.training.config import ExecutionConfig, TrainingConfig
-from lit_llm.training.devices import DeviceGroup
-from lit_llm.training.fit import Evaluate, ShouldPrune, TrainResult, accelerator_of, fit
-from lit_llm.training.module import WarmStart
+from lit_llm.store.store import SCHEMA, MetricsFile, Stage, Store, write_text
+from lit_llm.training.fit import accelerator_of
 from lit_llm.training.throughput import StepCost
-
-ShouldStop = Callable[[], bool]
-
-
-@dataclass(frozen=True)
-class Control:
-    """What decides the end of a stage before its last step."""
-
-    should_stop: ShouldStop = lambda: False
-    should_prune: ShouldPrune | None = None
-    follows: tuple[DeviceGroup, ExecutionConfig] | None = None
-    """The group of a process that only helps another one, rank 0: it writes nothing, and rank 0 decides; with rank 0's
-    execution settings."""
 
 
 def pretrain(frozen: StageConfig, stage: Stage, store: Store, control: Control) -> dict[str, Any]:
@@ -75,7 +51,8 @@ def pretrain(frozen: StageConfig, stage: Stage, store: Store, control: Control) 
     trunk = trunk_before(frozen, store)
     if trunk is not None and frozen.kind == "pretrain":
         weights = (trunk.result() or {}).get("weights")
-    return _train("pretrain", frozen, stage, model, data, step_cost, control, weights, warm_start, trunk)
+    start = Start(model, weights, warm_start, trunk)
+    return StageTraining(frozen, stage, start, data, step_cost, control).run()
 
 
 def finetune(frozen: StageConfig, stage: Stage, store: Store, control: Control) -> dict[str, Any]:
@@ -87,7 +64,8 @@ def finetune(frozen: StageConfig, stage: Stage, store: Store, control: Control) 
     data = finetuning_data(experiment, _text(frozen, store), examples)
     step_cost = _mean_step_cost(experiment, examples)
     finished = open_finished(store, frozen.parent)
-    return _train("finetune", frozen, stage, finished.model, data, step_cost, control, finished.weights)
+    start = Start(finished.model, finished.weights)
+    return StageTraining(frozen, stage, start, data, step_cost, control).run()
 
 
 def evaluate(frozen: StageConfig, stage: Stage, store: Store, control: Control) -> dict[str, Any]:
@@ -117,7 +95,7 @@ def evaluate(frozen: StageConfig, stage: Stage, store: Store, control: Control) 
     model.to(device)
     low = config.precision == "bf16"
     with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
-        evaluation = _run_evaluation(frozen, store, model, _progress_of(stage, control))
+        evaluation = _run_evaluation(frozen, store, model, control.report_progress(stage))
     write_text(stage.rows_file, "".join(json.dumps(row) + "\n" for row in evaluation.rows), True, stage.check_claim)
     file = MetricsFile(stage.metrics_file)
     file.append(before["steps"], evaluation.metrics)
@@ -193,21 +171,6 @@ def _run_evaluation(frozen: StageConfig, store: Store, model: LanguageModel, pro
     return example_losses(model, held_out, batch_tokens=batch, progress=progress)
 
 
-def _progress_of(stage: Stage, control: Control) -> Progress:
-    """A callback that writes the stage's progress file, at most twice a second."""
-    if control.follows is not None:
-        return lambda done, total: None
-    last = 0.0
-
-    def report(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 0.5:
-            last = time.monotonic()
-            write_text(stage.progress_file, json.dumps({"done": done, "total": total}))
-
-    return report
-
-
 def _text(frozen: StageConfig, store: Store) -> Prepared:
     return open_prepared(frozen.experiment.pretrain.data, store.data, frozen.data)
 
@@ -227,154 +190,3 @@ def _mean_step_cost(experiment: Experiment, examples: ExampleSet) -> StepCost:
     tokens = sum(source + target for source, target in lengths) / len(lengths)
     flops = sum(example_flops(experiment, *pair) for pair in lengths) / len(lengths)
     return StepCost(round(size * tokens), size * flops)
-
-
-def _train(
-    name: Trained,
-    frozen: StageConfig,
-    stage: Stage,
-    model: LanguageModel,
-    data: StageData,
-    step_cost: StepCost,
-    control: Control,
-    weights: str | None = None,
-    warm_start: WarmStart | None = None,
-    trunk: Stage | None = None,
-) -> dict[str, Any]:
-    """Train one stage. Returns the result for result.json.
-
-    weights: digest of the initial weights. trunk: the stage whose last checkpoint it goes on from.
-    """
-    started = time.time()
-    experiment, section = frozen.experiment, frozen.experiment.section(name)
-    branches = frozen.kind == "trunk"
-    if control.follows is None:
-        training = training_of(experiment, name)
-    else:
-        training = section.training.model_copy(update={"execution": control.follows[1]})
-    final = FinalEvaluation(data.held_out_splits, data.measure, _progress_of(stage, control))
-    additions = in_force().build(stage.folder / "lightning")
-    for logger in additions.loggers:
-        logger.log_hyperparams(experiment.model_dump(mode="json"))
-    train = partial(
-        fit,
-        model,
-        training,
-        data.batches,
-        step_cost=step_cost,
-        evaluate=data.evaluate,
-        final=final,
-        evaluate_times=0 if branches else section.validation.times,
-        metrics_file=stage.metrics_file,
-        checkpoints=stage.checkpoints,
-        trunk=lambda: None if trunk is None else end_of_trunk(trunk),
-        branches=branches,
-        warm_start=warm_start,
-        lengths_vary=lengths_vary(experiment, name),
-        additions=additions,
-    )
-    if control.follows is not None:
-        train(group=control.follows[0])
-        return {}
-    origin = provenance(experiment, name, weights=weights)
-    discard_other_provenance(
-        origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file], stage.note
-    )
-    if note := kernels_note(experiment, name):
-        stage.note(note)
-    stage.progress_file.unlink(missing_ok=True)  # left by an attempt that stopped in its last evaluation
-    began = time.perf_counter()
-    initial: dict[str, float | None] = {}
-    before = 0.0
-    try:
-        with started_ranks(stage, training.execution) as group:
-            if trunk is None:
-                initial = _before_training(model, section.training, data.evaluate, stage)
-            else:  # measured before its first step, by the same windows
-                initial = (trunk.result() or {}).get("initial", {})
-            before = time.perf_counter() - began
-            fitted = train(
-                should_stop=control.should_stop,
-                should_prune=control.should_prune,
-                log=stage.note,
-                check_claim=stage.check_claim,
-                group=group,
-            )
-    except LostRank as lost:
-        fitted = TrainResult("interrupted", 0, error=str(lost), seconds={"training": 0.0, "evaluation": 0.0})
-    if fitted.stopped_by and branches:
-        message = f"{fitted.stopped_by} ended the trunk at step {fitted.steps} of {training.max_steps}, before its end"
-        raise RuntimeError(f"{message}, where branches begin; leave out the callback, or `schedule.branch_at`")
-    if fitted.stopped_by:
-        averaging = training.weight_averaging
-        lacks = "" if averaging is None else averaging.shortfall(fitted.steps, training.max_steps)
-        ended = f"{fitted.stopped_by} ended it at step {fitted.steps} of {training.max_steps}"
-        stage.note(f"{ended}; {lacks}" if lacks else ended)
-    digest = None
-    if fitted.state == "done":
-        digest = write_weights(stage, fitted.weights)
-        if not branches:
-            write_losses(stage.losses_file, final.losses, stage.check_claim)
-    return {
-        "schema": SCHEMA,
-        "stage": frozen.kind,
-        "state": fitted.state,
-        "error": fitted.error,
-        "stopped_by": fitted.stopped_by,
-        "steps": fitted.steps,
-        "metrics": fitted.metrics,
-        "initial": initial,
-        "weights": digest,
-        "tokens": round(step_cost.batches(fitted.steps) * step_cost.tokens),
-        "loss_tokens": fitted.loss_tokens,
-        "flops": step_cost.whole_steps(fitted.steps) * step_cost.flops,
-        "parameters": cost_of(experiment).parameters,
-        "seconds": {**fitted.seconds, "evaluation": fitted.seconds["evaluation"] + before},
-        "started": started,
-        "finished": time.time(),
-        "provenance": origin,
-    }
-
-
-def _before_training(
-    model: LanguageModel, training: TrainingConfig, evaluate: Evaluate, stage: Stage
-) -> dict[str, float | None]:
-    """Evaluation of the model before its first step, computed like the later ones; kept over resumes."""
-    kept = stage.checkpoints / "initial.json"
-    try:
-        if (initial := read_json(kept)) is not None:
-            return initial
-    except Damaged as damage:
-        stage.note(f"{damage}; it is measured again")
-        remove(kept)
-    device = torch.device(accelerator_of(training.execution.accelerator))
-    model.to(device).eval()
-    # As after training: only `bf16` evaluates in low precision.
-    low = training.precision == "bf16"
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
-        measured: dict[str, float | None] = finite(evaluate(model))
-    model.train()
-    write_json(kept, measured, signed=True)
-    return measured
-
-
-def discard_other_provenance(
-    origin: dict[str, Any], note: Path, made: Sequence[Path], log: Callable[[str], None] = print
-) -> None:
-    """Remove what other code, threads or another device has begun, as a result has one provenance.
-
-    made: files and folders to remove where `note` records another provenance, or is damaged.
-    """
-    try:
-        earlier, why = read_json(note) or {}, ""
-    except Damaged as damage:
-        earlier, why = {}, str(damage)
-    # A run that is restarted with a smaller micro-batch keeps its checkpoint, unless the numbers depend on it.
-    if any(path.exists() for path in made) and not same_provenance(earlier, origin):
-        if why:
-            log(f"{why}; starting over")
-        else:
-            print("this was begun by other code, threads or another device: starting over")
-        for path in made:
-            remove(path)
-    write_json(note, origin, signed=True)

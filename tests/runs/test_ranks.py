@@ -17,7 +17,7 @@ import pytest
 
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import load_experiment
-from lit_llm.runs import ranks, stages
+from lit_llm.runs import ranks, stage_training, stages
 from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.ranks import execution_of_first, started_ranks
 from lit_llm.runs.run_one_stage import run_one
@@ -182,12 +182,13 @@ def test_all_ranks_take_the_kernels_and_the_strategy_of_rank_0(
     monkeypatch.setattr(ranks, "_start", lambda *_: {})
     monkeypatch.setattr("lit_llm.runs.kernels._no_compiler", lambda gpu: "no compiler")
     trained: list[TrainingConfig] = []
-    monkeypatch.setattr(stages, "fit", lambda model, training, *_, **__: trained.append(training))
+    monkeypatch.setattr(stage_training, "fit", lambda model, training, *_, **__: trained.append(training))
     chosen = ExecutionConfig(devices=2, kernels="compiled", strategy="fsdp")
     with started_ranks(stage, chosen) as group:
         assert group.store is not None
         follows = DeviceGroup(1, 2, 1, group.store), execution_of_first(group.store)
-        stages.STAGES["pretrain"](load_stage_config(stage), stage, Store(tmp_path), stages.Control(follows=follows))
+        control = stage_training.Control(follows=follows)
+        stages.STAGES["pretrain"](load_stage_config(stage), stage, Store(tmp_path), control)
     assert [training.execution for training in trained] == [chosen]
 
 
