@@ -346,8 +346,8 @@ def report(
         return
     from lit_llm.report.pages.study import write_report
     from lit_llm.report.summary import render_study
+    from lit_llm.studies.mlflow_connection import attach_files
     from lit_llm.studies.plan import PLAN, plan, with_earlier_findings
-    from lit_llm.studies.run import attach_files
 
     screen, folder = console(), place.study(ablation.study.study)
     screen.print(render_study(ablation, comparison, screen.width, place))

@@ -14,7 +14,8 @@ from lit_llm.runs.trainer_parts import TrainerParts
 from lit_llm.store.store import DEFAULT, Store
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.parallelism import max_parallel
-from lit_llm.studies.run import Finished, Rerun, run_study
+from lit_llm.studies.pending_stages import Rerun
+from lit_llm.studies.run import Finished, run_study
 from lit_llm.studies.stored import open_study
 
 

@@ -11,6 +11,7 @@ from lit_llm.runs.trainer_parts import TrainerParts
 from lit_llm.store.store import Store
 from lit_llm.studies.launched import Places
 from lit_llm.studies.manifest import Manifest, follow_stages
+from lit_llm.studies.mlflow_connection import report_news
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.runs import Run, StoredStage
 from lit_llm.studies.stage_executor import StageExecutor, Work, slots_for
@@ -74,9 +75,3 @@ class Execution:
             poll=poll,
             trainer=self.trainer,
         ).execute()
-
-
-def report_news(follower: SyncThread, observer: Observer) -> None:
-    """Report once why MLflow is not up to date."""
-    if news := follower.take_news():
-        observer.message(news)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from lit_llm.config.code_digest import digest_of_package
 from lit_llm.config.hashing import fingerprint
-from lit_llm.config.problems import InputError, Problem, did_you_mean, some
+from lit_llm.config.problems import InputError, Problem, some
 from lit_llm.config.user_settings import user_file
-from lit_llm.data.sources import error_context
-from lit_llm.experiment.schema import Experiment
-from lit_llm.runs.fingerprints import digest_of_examples, identity_of_data, reset_identities
+from lit_llm.runs.fingerprints import reset_identities
 from lit_llm.runs.provenance import installed_version
-from lit_llm.runs.trained_model import has_lost_weights
-from lit_llm.runs.trainer_parts import TrainerParts, given, in_force, of_settings
+from lit_llm.runs.trainer_parts import TrainerParts, given, of_settings
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.store.disk import check_exists, disk_errors
 from lit_llm.store.files import file_digest
@@ -31,26 +27,27 @@ from lit_llm.studies.analysis_plan import FROZEN, LOG
 from lit_llm.studies.coordinators import FOLDER as COORDINATORS
 from lit_llm.studies.coordinators import coordinating, others, wait_for_others
 from lit_llm.studies.disk_space import check_free_space
-from lit_llm.studies.execute import Execution, Todo, report_news
+from lit_llm.studies.execute import Execution
 from lit_llm.studies.launched import FOLDER as PLACES
 from lit_llm.studies.launched import Places
 from lit_llm.studies.load import Ablation
+from lit_llm.studies.mlflow_connection import close_sync, open_sync, summary
 from lit_llm.studies.mlflow_runs import description, description_with_tables, record, tags_of
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.palette import arm_styles
+from lit_llm.studies.pending_stages import Rerun, pending_stages, selected_runs
 from lit_llm.studies.plan import PLAN, Plan, plan, with_earlier_findings
 from lit_llm.studies.preflight import check_held_out, check_kernels, check_leaks
-from lit_llm.studies.runs import Run, comparison_of, left_out, note_comparison, register_analysis, runs_of
+from lit_llm.studies.prepare_data import prepare_data
+from lit_llm.studies.runs import Run, comparison_of, note_comparison, register_analysis, runs_of
 from lit_llm.studies.stored import STORED, SWEEP, another_version, changes, damage_of, keep, set_aside
 from lit_llm.studies.supervise import Supervision
-from lit_llm.tracking.address import default_tracking
-from lit_llm.tracking.mlflow_sync import MlflowSync, RunRecord, SyncUnavailable
+from lit_llm.tracking.mlflow_sync import MlflowSync, RunRecord
 from lit_llm.tracking.sync_thread import SyncThread
 
 if TYPE_CHECKING:
     import pandas
 
-Rerun = Literal["failed", "stale"]
 Report = Callable[[Plan, Sequence[Run], Comparison, Store], Sequence[Path]]
 """Writes the report into the study's folder; returns its files and folders, which are logged with the study."""
 
@@ -133,64 +130,36 @@ def run_study(
             engine that cannot serve the needs, or additions to the Trainer that a run's process cannot import.
         DiskError: The store can no longer be written. The runs were asked to save and stop.
     """
-    name = ablation.study.study
     store.check()
     _check_trainer(trainer, ablation, places)
     with given(trainer):
         reset_identities(ablation.identities)
         runs = runs_of(ablation, store)
-        chosen = _chosen(runs, only)
+        chosen = selected_runs(runs, only)
         to_do = any(run.status()["state"] not in FINAL for run in chosen)
-        if places is not None and rerun == "stale":
-            raise InputError(
-                Problem(
-                    "compares with this machine; give it without a launcher, on a machine of the kind", "--rerun stale"
-                )
-            )
-        if places is not None and (to_do or rerun):
-            places.check()
-        elif to_do or rerun:
-            check_kernels(ablation, {run.arm.name for run in chosen})
-        planned = plan(ablation, log=observer.message, built=to_do, store=store, runs=runs)
-        planned.check()
-        for finding in planned.findings:
-            if finding.kind in ("no_op", "confound"):
-                observer.message(str(finding))
-        folder = store.study(name)
-        other = changes(store, ablation)
-        if other and not (new_version or ablation.is_experiment):
-            raise another_version(store, ablation, other)
-        if not to_do:
-            earlier = with_earlier_findings(planned, folder / PLAN)
-            planned = earlier or plan(ablation, log=observer.message, store=store, runs=runs)
-        if (folder / SWEEP).exists():
-            raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
-        sync = open_sync(store, name, tracking, description(planned, store), tags_of(planned, store))
-        trained = [(run.experiment_at(step), step.node.after, step.stage) for run in chosen for step in run.trained]
-        trunks = {step.node.fingerprint for run in chosen for step in run.trained if step.node.kind == "trunk"}
-        check_free_space(store, trained, max_parallel, trunks)
-        store.open()
+        if to_do or rerun:
+            _check_machine(ablation, chosen, rerun, places)
+        planned = _fair_plan(ablation, store, observer, runs, to_do)
         study = _StudyRun(planned, store, observer, runs, chosen, only)
+        other = study.other_settings(new_version)
+        if not to_do:
+            earlier = with_earlier_findings(planned, study.folder / PLAN)
+            study.planned = earlier or plan(ablation, log=observer.message, store=store, runs=runs)
+        sync = open_sync(store, study.name, tracking, description(study.planned, store), tags_of(study.planned, store))
+        study.check_free_space(max_parallel)
+        store.open()
+        follower = cache(lambda: SyncThread(sync, study.records))
+        execution = Execution(store, study.folder, max_parallel, observer, follower, supervision, places, trainer)
         with disk_errors(store) as disk, ExitStack() as stack:
-            with _exclusively(folder, observer):
+            with _exclusively(study.folder, observer):
                 if other:
                     study.set_aside(other)
-                coordinator = stack.enter_context(coordinating(folder))
+                coordinator = stack.enter_context(coordinating(study.folder))
                 study.prepare(rerun)
             disk.started = True
             study.report_others(coordinator)
-            follower = cache(lambda: SyncThread(sync, study.records))
-            execution = Execution(store, folder, max_parallel, observer, follower, supervision, places, trainer)
-            try:
-                interrupted = execution.round(study.chosen, _todo(chosen, rerun, observer))
-                while ablation.study.more_seeds and not interrupted:
-                    with _exclusively(folder, observer):
-                        if not study.add_seeds():
-                            break
-                    interrupted = execution.round(study.chosen, _todo(study.chosen, None, observer))
-            finally:
-                observer.finished()
-            with _exclusively(folder, observer):
+            interrupted = study.execute(execution, rerun)
+            with _exclusively(study.folder, observer):
                 return study.end(interrupted, sync, follower, report)
 
 
@@ -210,23 +179,46 @@ class _StudyRun:
         return self.planned.ablation
 
     @property
+    def name(self) -> str:
+        return self.ablation.study.study
+
+    @property
     def folder(self) -> Path:
-        return self.store.study(self.ablation.study.study)
+        return self.store.study(self.name)
+
+    def other_settings(self, new_version: bool) -> list[Problem]:
+        """Settings that differ from those of the results under the study's name, which are then set aside.
+
+        Raises InputError where they may not be, or where the name is a sweep's. new_version: as for `run_study`.
+        """
+        other = changes(self.store, self.ablation)
+        if other and not (new_version or self.ablation.is_experiment):
+            raise another_version(self.store, self.ablation, other)
+        if (self.folder / SWEEP).exists():
+            message = f"{self.name} is the name of a sweep in this store; give the study another"
+            raise InputError(Problem(message, "study"))
+        return other
+
+    def check_free_space(self, max_parallel: int) -> None:
+        """Raise InputError for a disk that is too small for the runs' checkpoints and results."""
+        steps = [(run, step) for run in self.chosen for step in run.trained]
+        trained = [(run.experiment_at(step), step.node.after, step.stage) for run, step in steps]
+        trunks = {step.node.fingerprint for _, step in steps if step.node.kind == "trunk"}
+        check_free_space(self.store, trained, max_parallel, trunks)
 
     def set_aside(self, changes: Sequence[Problem]) -> None:
         """Keep the results of other settings as an earlier version. Raises InputError while somebody computes them."""
-        name = self.ablation.study.study
         if wait_for_others(self.folder, None):
             status = self.ablation.command("status", self.store)
-            message = f"{name} is being run with other settings by another process; `{status}` shows how far it is"
+            message = f"{self.name} is being run with other settings by another process; `{status}` shows how far it is"
             raise InputError(Problem(message, "study"))
-        kept = set_aside(self.store, name)
+        kept = set_aside(self.store, self.name)
         self.observer.message(f"What was trained otherwise is kept as {kept}: {'; '.join(map(str, changes))}.")
 
     def prepare(self, rerun: Rerun | None) -> None:
         """Register the study and its analysis, and prepare its data. Raises InputError."""
         ablation, store, observer = self.ablation, self.store, self.observer
-        for problem in damage_of(store, ablation.study.study):
+        for problem in damage_of(store, self.name):
             observer.message(problem)
         self._register_runs()
         for problem in register_analysis(store, ablation, self.runs):
@@ -244,11 +236,9 @@ class _StudyRun:
             raise
 
     def _register_runs(self) -> None:
-        ablation, store, name = self.ablation, self.store, self.ablation.study.study
-        keep(store, ablation, _stages(self.runs))
-        list_runs(
-            store, name, ablation.source, ablation.overrides, [each for run in self.runs for each in _listed(run)]
-        )
+        ablation, listed = self.ablation, [each for run in self.runs for each in _listed(run)]
+        keep(self.store, ablation, _stages(self.runs))
+        list_runs(self.store, self.name, ablation.source, ablation.overrides, listed)
 
     def report_others(self, coordinator: str) -> None:
         """Report that other processes run the study too."""
@@ -256,13 +246,26 @@ class _StudyRun:
             count = "another process runs" if len(names) == 1 else f"{len(names)} other processes run"
             self.observer.message(f"{count} this study too ({some(names)}); each run is computed once.")
 
+    def execute(self, execution: Execution, rerun: Rerun | None) -> bool:
+        """Execute the pending stages, in further rounds those of added seeds. Returns whether it was interrupted."""
+        try:
+            interrupted = execution.round(self.chosen, pending_stages(self.chosen, rerun, self.observer))
+            while self.ablation.study.more_seeds and not interrupted:
+                with _exclusively(self.folder, self.observer):
+                    if not self.add_seeds():
+                        break
+                interrupted = execution.round(self.chosen, pending_stages(self.chosen, None, self.observer))
+        finally:
+            self.observer.finished()
+        return interrupted
+
     def add_seeds(self) -> bool:
         """Add the seeds that the results so far ask for; returns False where there are none."""
         more = runs_of(self.ablation, self.store)
         if len(more) == len(self.runs):
             return False
         self.observer.finished()
-        self.runs, self.chosen = more, _chosen(more, self.only)
+        self.runs, self.chosen = more, selected_runs(more, self.only)
         self._register_runs()
         return True
 
@@ -309,47 +312,6 @@ def _exclusively(folder: Path, observer: Observer) -> Iterator[None]:
         yield
 
 
-def open_sync(
-    store: Store, name: str, tracking: str | None, description: str, tags: Mapping[str, str] | None = None
-) -> MlflowSync:
-    """The MLflow sync of a study, checked; at the store's own address by default. Raises InputError.
-
-    description: text of the parent run; tags: tags of the experiment.
-    """
-    try:
-        address, lock = tracking or default_tracking(store.root), store.study(name) / "mirror.lock"
-        sync = MlflowSync(address, study=name, description=description, lock=lock, tags=tags)
-        sync.check()
-    except ValueError as error:
-        raise InputError(Problem(str(error), "--tracking")) from None
-    return sync
-
-
-def attach_files(store: Store, name: str, tracking: str | None, files: Sequence[Path]) -> str:
-    """Log files with a study that is in MLflow. Returns why that failed, or ''. Raises InputError."""
-    sync = open_sync(store, name, tracking, "")
-    try:
-        sync.attach(files)
-    except SyncUnavailable as problem:
-        return f"{problem}. The files are in the store; the same command logs them."
-    return ""
-
-
-def close_sync(
-    follower: SyncThread,
-    state: str,
-    files: Iterable[Path],
-    metrics: Mapping[str, float | None],
-    observer: Observer,
-    note: str = "",
-    complete: str = "",
-) -> bool:
-    """Bring MLflow up to date, and report where that fails. Returns whether it is up to date."""
-    mirrored = follower.close(state, files, metrics, note, complete)
-    report_news(follower, observer)
-    return mirrored
-
-
 def _check_trainer(trainer: TrainerParts, ablation: Ablation, places: Places | None) -> None:
     """Raise InputError for additions to Lightning's Trainer that a run's process could not make."""
     several = any(arm.experiment.section(stage).training.execution.ranks > 1
@@ -361,100 +323,25 @@ def _check_trainer(trainer: TrainerParts, ablation: Ablation, places: Places | N
     (of_settings() + trainer).check()
 
 
-def _chosen(runs: list[Run], only: str | None) -> list[Run]:
-    if only is None:
-        return runs
-    chosen = [run for run in runs if fnmatch.fnmatch(run.arm.name, only) or fnmatch.fnmatch(run.name, only)]
-    if not chosen:
-        names = dict.fromkeys(run.arm.name for run in runs)
-        raise InputError(Problem(f"no arm matches {only!r}{did_you_mean(only, names)}", "--only"))
-    return chosen
+def _check_machine(ablation: Ablation, chosen: Sequence[Run], rerun: Rerun | None, places: Places | None) -> None:
+    """Raise InputError where this machine, or the places of an engine, cannot compute the runs."""
+    if places is None:
+        check_kernels(ablation, {run.arm.name for run in chosen})
+        return
+    if rerun == "stale":
+        message = "compares with this machine; give it without a launcher, on a machine of the kind"
+        raise InputError(Problem(message, "--rerun stale"))
+    places.check()
 
 
-def prepare_data(
-    experiments: Iterable[Experiment], store: Store, observer: Observer, keep_prepared: bool = False
-) -> None:
-    """Tokenise the texts that are not tokenised yet, each once. Raises InputError for unreadable texts.
-
-    keep_prepared: use tokenised texts even where their files have changed.
-    """
-    from lit_llm.data.prepare import is_prepared, open_prepared, prepare, prepare_held_out, tokenizer_folder
-
-    seen: set[tuple[str, int]] = set()
-    for experiment in experiments:
-        config = experiment.pretrain.data
-        identity = identity_of_data(experiment)
-        key = (identity.digest, config.sequence_length)
-        if key not in seen and not (keep_prepared and is_prepared(store.data, identity.digest)):
-            prepare(config, store.data, observer.preparing, identity)
-        seen.add(key)
-        if texts := experiment.evaluate and experiment.evaluate.likelihood and experiment.evaluate.likelihood.corpora:
-            with error_context("evaluate.likelihood.corpora", instead_of="corpora"):
-                prepare_held_out(texts, open_prepared(config, store.data, identity.digest), observer.preparing)
-        examples = digest_of_examples(experiment)
-        if experiment.finetune is not None and (examples, 0) not in seen:
-            from lit_llm.data.examples import prepare_examples
-
-            folder = tokenizer_folder(store.data, identity.tokenizer)
-            prepare_examples(
-                experiment.finetune.data, config.tokenizer, folder, store.data, examples, observer.preparing
-            )
-            seen.add((examples, 0))
-
-
-def _todo(runs: list[Run], rerun: Rerun | None, observer: Observer) -> list[Todo]:
-    """The stages to execute, each computation once, parents before children.
-
-    Children of a repeated stage are repeated; children of a stage that did not end well are left out. A stage that is
-    repeated because a file is damaged gives the same result as before, so its children stay.
-    """
-    for line in left_out(runs) if rerun != "failed" else ():
-        observer.message(line)
-    todo: dict[str, Todo] = {}
-    repeated: set[str] = set()
-    lost: set[str] = set()
-    skipped: dict[str, set[str]] = {"failed": set(), "stale": set()}
-    trainer = in_force()
-    for run in runs:
-        for step in run.steps:
-            name, parents, state = step.node.fingerprint, {*step.node.parents}, step.status()["state"]
-            if name in todo or name in lost:
-                continue
-            if parents & lost:
-                lost.add(name)
-                continue
-            final = state in FINAL
-            damaged = final and rerun == "failed" and has_lost_weights(step.stage)
-            if damaged:
-                with suppress(Busy):
-                    step.stage.forget()
-            elif parents & repeated or (final and rerun == "stale" and run.stale_at(step, trainer=trainer)):
-                if state != "pending":
-                    with suppress(Busy):  # another study has begun to repeat it
-                        step.stage.forget()
-                repeated.add(name)
-            elif final:
-                # An evaluation that was added later begins with it.
-                if not parents & todo.keys() and run.stale_at(step, trainer=trainer):
-                    skipped["stale"].add(run.name)
-                if state != "done":
-                    lost.add(name)
-                continue
-            elif state in ("failed", "out_of_memory"):
-                if rerun != "failed":
-                    skipped["failed"].add(run.name)
-                    lost.add(name)
-                    continue
-                with suppress(Busy):
-                    step.stage.retry()
-            todo[name] = (run, step)
-    if skipped["failed"]:
-        message = f"{len(skipped['failed'])} failed run(s) stay as they are; `--rerun failed` tries them again."
-        observer.message(message)
-    if skipped["stale"]:
-        message = f"{len(skipped['stale'])} stale run(s), of another provenance, stay as they are"
-        observer.message(f"{message}; `--rerun stale` repeats them.")
-    return list(todo.values())
+def _fair_plan(ablation: Ablation, store: Store, observer: Observer, runs: Sequence[Run], built: bool) -> Plan:
+    """The plan, with its warnings reported. Raises InputError for an unfair comparison. built: as for `plan`."""
+    planned = plan(ablation, log=observer.message, built=built, store=store, runs=runs)
+    planned.check()
+    for finding in planned.findings:
+        if finding.kind in ("no_op", "confound"):
+            observer.message(str(finding))
+    return planned
 
 
 def _listed(run: Run) -> list[dict[str, object]]:
@@ -467,11 +354,6 @@ def _stages(runs: Iterable[Run]) -> dict[str, dict[int, dict[str, str]]]:
     for run in runs:
         stages.setdefault(run.arm.name, {})[run.seed] = {s.node.name: s.node.fingerprint for s in run.trained}
     return stages
-
-
-def summary(comparison: Comparison) -> dict[str, float | None]:
-    """Metrics of the study's own run in MLflow: the mean of each arm."""
-    return {f"{row.arm}/{comparison.metric}": row.mean for row in comparison.rows}
 
 
 def _digest_of_ending(ending: Finished, store: Store, report: Report) -> str:

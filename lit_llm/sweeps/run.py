@@ -17,12 +17,14 @@ from lit_llm.store.disk import check_exists, disk_errors
 from lit_llm.store.locks import Busy, locked
 from lit_llm.store.store import Store
 from lit_llm.studies.disk_space import check_free_space
-from lit_llm.studies.execute import report_news
 from lit_llm.studies.launched import Places
 from lit_llm.studies.load import load_study
+from lit_llm.studies.mlflow_connection import close_sync, open_sync, report_news
+from lit_llm.studies.pending_stages import Rerun
 from lit_llm.studies.plan import plan
 from lit_llm.studies.preflight import check_held_out, check_kernels, check_leaks
-from lit_llm.studies.run import Finished, Report, Rerun, close_sync, open_sync, prepare_data, run_study
+from lit_llm.studies.prepare_data import prepare_data
+from lit_llm.studies.run import Finished, Report, run_study
 from lit_llm.studies.supervise import Supervision
 from lit_llm.sweeps.confirmation import Summary, confirmation_study, summary, write_best
 from lit_llm.sweeps.coordinator import Coordinator, SweepObserver

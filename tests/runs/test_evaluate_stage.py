@@ -19,7 +19,8 @@ from lit_llm.runs.stage_config import save_stage_config
 from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.runs.trained_model import open_finished
 from lit_llm.store.store import Stage, Store
-from lit_llm.studies.run import Observer, prepare_data
+from lit_llm.studies.observer import Observer
+from lit_llm.studies.prepare_data import prepare_data
 
 EVERY = (
     "{after: [pretrain], likelihood: {documents: 9}, extrapolation: {lengths: [1, 2], sequences: 3}, "

@@ -18,7 +18,8 @@ from lit_llm.store.store import Store
 from lit_llm.studies.load import Ablation, load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.preflight import check_leaks, text_findings
-from lit_llm.studies.run import Observer, prepare_data, run_study
+from lit_llm.studies.prepare_data import prepare_data
+from lit_llm.studies.run import Observer, run_study
 
 Study = Callable[..., Path]
 

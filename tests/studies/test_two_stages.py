@@ -197,11 +197,11 @@ def test_what_follows_a_repeated_stage_is_repeated_too(write_two, tmp_path):
 
 def work_to_do(path, store, rerun=None, only=None):
     """The names of the stages that would be executed."""
-    from lit_llm.studies.run import _chosen, _todo
+    from lit_llm.studies.pending_stages import pending_stages, selected_runs
     from lit_llm.studies.runs import runs_of
 
-    runs = _chosen(runs_of(load_study(path), store), only)
-    return [f"{run.arm.name}: {step.node.name}" for run, step in _todo(runs, rerun, Observer())]
+    runs = selected_runs(runs_of(load_study(path), store), only)
+    return [f"{run.arm.name}: {step.node.name}" for run, step in pending_stages(runs, rerun, Observer())]
 
 
 def spoil(stage, **provenance):
