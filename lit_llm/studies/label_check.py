@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from lit_llm.config.metrics import GRAD_NORM, TRAIN_LOSS
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import ConfigNode
+from lit_llm.studies.compared_metrics import METRICS, is_metric
 from lit_llm.studies.design.factors import short_names
-from lit_llm.studies.schema import METRICS, is_metric
 
 COURSES = (TRAIN_LOSS.name, GRAD_NORM.name)
 """Metrics that are drawn over a training, never compared."""

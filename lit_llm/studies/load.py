@@ -24,11 +24,12 @@ from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import reset_identities
 from lit_llm.runs.stage_graph import stage_graph, validation_metric
 from lit_llm.store.store import Store
+from lit_llm.studies.compared_metrics import OF_SOURCE
 from lit_llm.studies.design.factors import label_of
 from lit_llm.studies.design.points import design_points
 from lit_llm.studies.label_check import check_labels
 from lit_llm.studies.matching import matched
-from lit_llm.studies.schema import OF_SOURCE, Compare, Study
+from lit_llm.studies.schema import Compare, Study
 
 
 @dataclass(frozen=True)

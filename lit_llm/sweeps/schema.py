@@ -11,19 +11,9 @@ from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, OneOf, Section, config_error
 from lit_llm.experiment.cost import COST_FIGURES
 from lit_llm.runs.stage_graph import validation_metric
-from lit_llm.studies.schema import (
-    CHOSEN_BY,
-    METRICS,
-    MOST_FACTORS,
-    MOST_RULES,
-    MOST_SEEDS,
-    OF_SOURCE,
-    Allowed,
-    Name,
-    Seeds,
-    Tree,
-    of_experiment,
-)
+from lit_llm.studies.compared_metrics import CHOSEN_BY, METRICS, OF_SOURCE
+from lit_llm.studies.grid import MOST_FACTORS, MOST_RULES, Tree
+from lit_llm.studies.schema import MOST_SEEDS, Allowed, Name, Seeds, of_experiment
 
 # A key of the file is called `int`, as people read it.
 Integer = int

@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_llm.config.problems import Problem, did_you_mean
 from lit_llm.config.tree import ConfigNode, at, merge_all, tree
-from lit_llm.studies.schema import Grid
+from lit_llm.studies.grid import Grid
 
 
 @dataclass(frozen=True)
