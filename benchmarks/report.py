@@ -31,9 +31,10 @@ from lit_llm.evaluation.unit_losses import UnitLosses, write_losses
 from lit_llm.report.pages.study import write_report
 from lit_llm.report.summary import render_study
 from lit_llm.store.store import Store
+from lit_llm.studies.comparison import comparison_of
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
-from lit_llm.studies.runs import Run, comparison_of, runs_of
+from lit_llm.studies.runs import Run, runs_of
 
 STUDY = """
 study: large

@@ -36,8 +36,9 @@ from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
 from lit_llm.studies.metric_noise import MetricNoise
 from lit_llm.studies.plan import plan
-from lit_llm.studies.runs import runs_of, status_rows
+from lit_llm.studies.runs import runs_of
 from lit_llm.studies.seeds_needed import PowerPlan
+from lit_llm.studies.status import status_rows
 from lit_llm.sweeps.sweep import is_sweep, load_sweep
 from lit_llm.sweeps.trial import Trial
 from tests.instructions import write_instructions

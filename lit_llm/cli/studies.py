@@ -257,7 +257,8 @@ def status(
     """Show the state of each run, or of each trial of a sweep. Example: lit-llm status ablations/quickstart.yaml"""
     from lit_llm.cli.places import places_line
     from lit_llm.cli.sweeps import sweep_status
-    from lit_llm.studies.runs import runs_of, status_rows
+    from lit_llm.studies.runs import runs_of
+    from lit_llm.studies.status import status_rows
     from lit_llm.studies.stored import open_study
     from lit_llm.sweeps.sweep import is_sweep
 
@@ -323,7 +324,9 @@ def report(
     from lit_llm.cli.sweeps import sweep_report
     from lit_llm.report.pages.all_studies import discoveries_line, studies_of
     from lit_llm.studies.analysis_plan import registration_of
-    from lit_llm.studies.runs import comparison_of, left_out, note_comparison, runs_of
+    from lit_llm.studies.comparison import comparison_of, note_comparison
+    from lit_llm.studies.runs import runs_of
+    from lit_llm.studies.status import left_out
     from lit_llm.studies.stored import damage_of, open_study, version_of
     from lit_llm.sweeps.sweep import is_sweep
 

@@ -20,8 +20,9 @@ from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.statistics.paired import mean_spread
 from lit_llm.statistics.run_results import of_newest_provenance, values_by_arm
 from lit_llm.studies.audit.findings import differs
+from lit_llm.studies.comparison import comparison_of
 from lit_llm.studies.load import Ablation
-from lit_llm.studies.runs import Run, StoredStage, comparison_of
+from lit_llm.studies.runs import Run, StoredStage
 
 PROVENANCE = (
     *("version", "code", "torch", "python", "device", "precision", "kernels", "threads", "devices", "strategy"),

@@ -13,7 +13,8 @@ from lit_llm.store.locks import Busy
 from lit_llm.store.store import FINAL
 from lit_llm.studies.execute import Todo
 from lit_llm.studies.observer import Observer
-from lit_llm.studies.runs import Run, left_out
+from lit_llm.studies.runs import Run
+from lit_llm.studies.status import left_out
 
 Rerun = Literal["failed", "stale"]
 

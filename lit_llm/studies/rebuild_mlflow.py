@@ -10,12 +10,13 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.store.locks import held
 from lit_llm.store.store import FINAL, Store
 from lit_llm.studies.analysis_plan import FROZEN, LOG
+from lit_llm.studies.comparison import comparison_of
 from lit_llm.studies.coordinators import is_running
 from lit_llm.studies.mlflow_connection import open_sync, summary
 from lit_llm.studies.mlflow_runs import description, description_with_tables, record, tags_of
 from lit_llm.studies.palette import arm_styles
 from lit_llm.studies.plan import PLAN, plan, with_earlier_findings
-from lit_llm.studies.runs import comparison_of, runs_of
+from lit_llm.studies.runs import runs_of
 from lit_llm.studies.stored import SWEEP, open_study, studies_in
 from lit_llm.tracking.mlflow_database import put_aside
 from lit_llm.tracking.relocation import PATIENCE, lock_of

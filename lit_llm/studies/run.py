@@ -24,6 +24,7 @@ from lit_llm.store.garbage_collection import list_runs
 from lit_llm.store.locks import Busy, locked
 from lit_llm.store.store import FINAL, Store, write_json, write_text
 from lit_llm.studies.analysis_plan import FROZEN, LOG
+from lit_llm.studies.comparison import comparison_of, note_comparison
 from lit_llm.studies.coordinators import FOLDER as COORDINATORS
 from lit_llm.studies.coordinators import coordinating, others, wait_for_others
 from lit_llm.studies.disk_space import check_free_space
@@ -39,7 +40,7 @@ from lit_llm.studies.pending_stages import Rerun, pending_stages, selected_runs
 from lit_llm.studies.plan import PLAN, Plan, plan, with_earlier_findings
 from lit_llm.studies.preflight import check_held_out, check_kernels, check_leaks
 from lit_llm.studies.prepare_data import prepare_data
-from lit_llm.studies.runs import Run, comparison_of, note_comparison, register_analysis, runs_of
+from lit_llm.studies.runs import Run, register_analysis, runs_of
 from lit_llm.studies.stored import STORED, SWEEP, another_version, changes, damage_of, keep, set_aside
 from lit_llm.studies.supervise import Supervision
 from lit_llm.tracking.mlflow_sync import MlflowSync, RunRecord

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import re
-import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.config.metrics import FINETUNED, TOKENS_PER_SECOND
+from lit_llm.config.metrics import TOKENS_PER_SECOND
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
 from lit_llm.evaluation.unit_losses import Units, units_of
-from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
-from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.provenance import provenance, same_provenance, weights_digest
 from lit_llm.runs.run_one_stage import experiment_yaml
 from lit_llm.runs.stage_graph import PRETRAINS, StageNode, stage_graph
-from lit_llm.runs.trainer_parts import TrainerParts, in_force
-from lit_llm.statistics.comparison import Comparison, Design, compare
-from lit_llm.statistics.estimates import joined
+from lit_llm.runs.trainer_parts import TrainerParts
 from lit_llm.statistics.interims import InterimAnalyses, interim_statuses
-from lit_llm.statistics.pareto import pareto_front
 from lit_llm.statistics.run_results import RunResult, of_newest_provenance
-from lit_llm.store.store import FINAL, Stage, Store, metric_lines, read_metrics
-from lit_llm.studies.analysis_plan import log_comparison, register, registration_of
-from lit_llm.studies.estimable_effects import factor_layouts, layouts, lr_factors
+from lit_llm.store.store import FINAL, Stage, Store, read_metrics
+from lit_llm.studies.analysis_plan import register, registration_of
 from lit_llm.studies.interim_analyses import all_seeds, interims_of, procedure_of, seeds_analysed_in_force
 from lit_llm.studies.load import Ablation, Arm, file_and_arm
 from lit_llm.studies.preflight import check_texts
-from lit_llm.studies.scaling import Measured, ended_runs, gate_of, scaling_of
-from lit_llm.studies.schema import Figure
 from lit_llm.studies.stored import open_study
 
 if TYPE_CHECKING:
@@ -303,13 +295,6 @@ def register_analysis(store: Store, ablation: Ablation, runs: Sequence[Run]) -> 
     return register(store, ablation, finished, seeds_analysed)
 
 
-def note_comparison(store: Store, ablation: Ablation, runs: Sequence[Run], comparison: Comparison) -> list[str]:
-    """Log changes of the analysis and the comparison, for a study that has run in this store."""
-    if registration_of(store.study(ablation.study.study)) is None:
-        return []
-    return [*register_analysis(store, ablation, runs), *log_comparison(store, ablation, comparison)]
-
-
 def _results_of(store: Store, ablation: Ablation) -> Callable[[Sequence[int]], list[RunResult]]:
     return lambda seeds: [Run.of(arm, seed, store).result() for arm in ablation.arms for seed in seeds]
 
@@ -357,154 +342,3 @@ def trained_stage(runs: Sequence[Run], source: str, seed: int | None, after: str
     if after and after not in steps:
         raise InputError(Problem(f"{source} has no stage {after!r}; it has {', '.join(steps)}", "--after"))
     return mine[0], steps[after] if after else mine[0].trained[-1]
-
-
-def left_out(runs: Sequence[Run]) -> list[str]:
-    """Sentences on the runs that are left out for a damaged file, with the file and the next step."""
-    statuses = [(run, run.status()) for run in runs]
-    return [f"{run.name} is left out: {status['error']}" for run, status in statuses if status.get("damaged")]
-
-
-def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """The objects that `status --json` prints, one for each stage of each run. Keys may be added, none is renamed."""
-    trainer = in_force()  # once, as there may be thousands of runs
-    for run in runs:
-        for step in run.steps:
-            node, stage = step.node, step.stage
-            status = stage.status()
-            result = status if status["state"] in FINAL else None
-            last = (0, {}) if status.get("metrics") and "steps" in status else last_metrics(stage)
-            yield {
-                "arm": run.arm.name,
-                "seed": run.seed,
-                "stage": node.name if node.source else node.kind,
-                "after": node.after if node.kind == "evaluate" else None,
-                "evaluation": node.evaluation or None,
-                "state": status["state"],
-                "host": status.get("host") if status["state"] == "running" else None,
-                "fingerprint": node.fingerprint,
-                "run_id": f"{run.arm.name}/{run.seed}/{run.last.fingerprint}",
-                "metrics": status.get("metrics") or last[1],
-                "error": status.get("error"),
-                "retries": len(stage.retries()),
-                "notes": status.get("notes", []),
-                "step": status.get("steps", last[0]),
-                "max_steps": max_steps(run, node),
-                "stale": run.stale_at(step, result, trainer),
-                "log": str(stage.log_file) if stage.log_file.exists() else None,
-            }
-
-
-def max_steps(run: Run, node: StageNode) -> int:
-    """Steps of a stage; for an evaluation, those of the stage before it."""
-    return int((node.source or run.experiment).section(node.after).training.max_steps)
-
-
-def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
-    """(last step, last value of each metric) at the end of metrics.jsonl."""
-    return merged(last_lines(stage))
-
-
-def merged(lines: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, float]]:
-    """(last step, last value of each metric) of lines of metrics.jsonl."""
-    metrics: dict[str, float] = {}
-    for line in lines:
-        metrics |= line["metrics"]
-    return (int(lines[-1]["step"]) if lines else 0), metrics
-
-
-def last_lines(stage: Stage) -> list[dict[str, Any]]:
-    """The complete lines in the last 8 KiB of metrics.jsonl."""
-    try:
-        with stage.metrics_file.open("rb") as file:
-            begin = max(0, file.seek(0, 2) - 8192)
-            file.seek(begin)
-            lines = file.read().split(b"\n")[1 if begin else 0 : -1]  # neither half a first line nor half a last one
-    except OSError:
-        return []
-    return metric_lines(lines)
-
-
-def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
-    """The comparison of the finished runs."""
-    settings = ablation.study.compare
-    results = [run.result() for run in runs]
-    interims = interims_in(runs[0].last.store, ablation) if runs else None
-    compared = compare(results, settings.metric, _design(ablation, interims), procedure_of(ablation))
-    if settings.scaling is not None or settings.gate is not None:
-        compared = _scaled(compared, ablation, runs, results)
-    figure = settings.front
-    if figure is None:
-        return compared
-    if figure == "training_seconds":
-        costs = mean_training_seconds(results)
-    else:
-        costs = {arm: figures[figure] for arm, figures in costs_of(ablation.arms).items()}
-    means = {row.arm: row.mean for row in compared.rows if row.arm in costs}
-    unmeasured = [row.arm for row in compared.rows if row.mean is not None and row.arm not in costs]
-    notes = [f"without measured seconds of training, so not on the front: {joined(unmeasured)}"] * bool(unmeasured)
-    front = pareto_front(figure, compared.metric, costs, means)
-    return replace(compared, front=front, notes=(*compared.notes, *notes))
-
-
-def mean_training_seconds(results: Iterable[RunResult]) -> dict[str, float]:
-    """{arm: mean seconds of training of its runs that measured them}."""
-    seconds = dict[str, list[float]]()
-    for run in results:
-        if measured := run.result.get("training_seconds"):
-            seconds.setdefault(run.arm, []).append(measured)
-    return {arm: statistics.fmean(values) for arm, values in seconds.items()}
-
-
-def _design(ablation: Ablation, interims: InterimAnalyses | None) -> Design:
-    return Design(layouts(ablation), factor_layouts(ablation), lr_factors(ablation), interims)
-
-
-def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], results: Sequence[RunResult]) -> Comparison:
-    """The comparison with power laws and gate, fitted to the runs whose schedules have ended."""
-    settings = ablation.study.compare
-    stage: Trained = "finetune" if settings.metric.startswith(FINETUNED) else "pretrain"
-    measured = [
-        Measured(result, run.arm.experiment.section(stage).training, step.stage.result() or {})
-        for run, result in zip(runs, results, strict=True)
-        if result.metric(settings.metric) is not None
-        for step in run.steps
-        if step.node.kind == stage and not step.node.source
-    ]
-    ended, refused = ended_runs(measured)
-    taken = [*ended, *(result for result in results if result.state_of(settings.metric) == "diverged")]
-    kept = of_newest_provenance(taken, [])
-    laws = scaling_of(ablation, kept, settings.scaling) if settings.scaling else None
-    gated = gate_of(ablation, kept, settings.gate) if settings.gate else None
-    return replace(
-        compared,
-        scaling=laws and replace(laws, notes=(*refused, *laws.notes)),
-        gate=gated and replace(gated, notes=(*refused, *gated.notes)),
-    )
-
-
-def costs_of(arms: Iterable[Arm]) -> dict[str, dict[Figure, float]]:
-    """{arm: computed costs that a Pareto front can show}; arms that differ only in the optimiser share them."""
-    costs, computed = dict[str, dict[Figure, float]](), dict[str, dict[Figure, float]]()
-    free: Any = {"seed": True, "evaluate": True, "pretrain": {"training": {"optimizer": True}}}
-    for arm in arms:
-        key = arm.experiment.model_dump_json(exclude=free)
-        if key not in computed:
-            computed[key] = _costs(arm.experiment)
-        costs[arm.name] = computed[key]
-    return costs
-
-
-def _costs(experiment: Experiment) -> dict[Figure, float]:
-    """Costs of an experiment, with the prompt and answer lengths of its finetuning where it has one."""
-    tuned = experiment.finetune
-    prompt, answer = (tuned.data.input_length, tuned.data.target_length) if tuned else (PROMPT, GENERATE)
-    cost = cost_of(experiment, prompt, answer)
-    return {
-        "inference_flops": prompt * cost.prefill_flops_per_token + answer * cost.decode_flops_per_token,
-        "train_flops": cost.train_flops + cost.finetune_flops,
-        "parameters": float(cost.parameters),
-        "non_embedding_parameters": float(cost.non_embedding_parameters),
-        "active_parameters": float(cost.active_parameters),
-        "kv_cache_bytes": float(cost.cache.total(prompt, answer)),
-    }

@@ -27,8 +27,9 @@ from lit_llm.store.store import FINAL, Stage, Store, read_json, read_metrics
 from lit_llm.studies.load import Arm
 from lit_llm.studies.mlflow_runs import record
 from lit_llm.studies.observer import Observer
-from lit_llm.studies.runs import Run, StoredStage, last_metrics
+from lit_llm.studies.runs import Run, StoredStage
 from lit_llm.studies.stage_executor import disk_problem_of, note_end
+from lit_llm.studies.status import last_metrics
 from lit_llm.studies.supervise import Supervision, Supervisor
 from lit_llm.sweeps.samplers import progress
 from lit_llm.sweeps.storage import storage_errors

@@ -26,9 +26,10 @@ from lit_llm.report.pages.study import markdown_of, write_report
 from lit_llm.report.pages.two_studies import load_two, two_tables
 from lit_llm.report.tables.table import slug
 from lit_llm.store.store import Store
+from lit_llm.studies.comparison import comparison_of
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
-from lit_llm.studies.runs import comparison_of, runs_of
+from lit_llm.studies.runs import runs_of
 from tests.made_up_results import finish, finished_runs
 
 Study = Callable[..., Path]

@@ -23,10 +23,11 @@ from lit_llm.statistics.comparison import Comparison
 from lit_llm.statistics.estimates import Estimate
 from lit_llm.statistics.scaling.comparison import Crossing
 from lit_llm.store.store import Store
+from lit_llm.studies.comparison import comparison_of
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.names import Names
 from lit_llm.studies.plan import plan
-from lit_llm.studies.runs import Run, comparison_of, runs_of
+from lit_llm.studies.runs import Run, runs_of
 from tests.made_up_results import finished_runs, loss_of, study_of
 from tests.pages import ReadPage
 

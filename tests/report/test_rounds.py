@@ -14,10 +14,11 @@ from matplotlib.colors import to_hex
 from lit_llm.report.figures.lines import Line, Panel, proportion
 from lit_llm.report.figures.study import Drawn, figures_of, write_figures
 from lit_llm.store.store import Store
+from lit_llm.studies.comparison import comparison_of
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.mlflow_runs import record
 from lit_llm.studies.palette import COLOURS, DASHES, arm_styles, panel_factors
-from lit_llm.studies.runs import Run, comparison_of, runs_of
+from lit_llm.studies.runs import Run, runs_of
 from tests.made_up_results import finish, finished_runs, loss_of, study_of
 
 THREE = """

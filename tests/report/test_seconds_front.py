@@ -12,7 +12,8 @@ import pytest
 from lit_llm.report.figures.study import figures_of
 from lit_llm.report.tables.comparison import comparison_tables
 from lit_llm.store.store import Store
-from lit_llm.studies.runs import Run, comparison_of
+from lit_llm.studies.comparison import comparison_of
+from lit_llm.studies.runs import Run
 from tests.made_up_results import finished_runs, study_of
 
 

@@ -27,9 +27,10 @@ from lit_llm.statistics.run_results import RunResult
 from lit_llm.statistics.scaling.comparison import scaling
 from lit_llm.statistics.scaling.runs import ScalingRun
 from lit_llm.store.store import Store
+from lit_llm.studies.comparison import comparison_of
 from lit_llm.studies.load import Ablation, load_study
 from lit_llm.studies.run import Observer, run_study
-from lit_llm.studies.runs import Run, comparison_of, runs_of
+from lit_llm.studies.runs import Run, runs_of
 from lit_llm.tracking.address import default_tracking
 
 pytestmark = pytest.mark.xdist_group("study-figures")

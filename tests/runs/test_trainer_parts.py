@@ -32,8 +32,9 @@ from lit_llm.runs.trainer_parts import TrainerParts, given, in_force
 from lit_llm.store.store import Stage, Store, read_metrics
 from lit_llm.studies.load import load_study
 from lit_llm.studies.observer import Observer
-from lit_llm.studies.runs import runs_of, status_rows
+from lit_llm.studies.runs import runs_of
 from lit_llm.studies.stage_executor import StageExecutor, Work
+from lit_llm.studies.status import status_rows
 from lit_llm.studies.supervise import Supervision
 from tests.made_up_results import finish, study_of
 from tests.stages_in_parts import numbers, prepared_stage, stops_after

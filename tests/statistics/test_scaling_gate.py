@@ -21,8 +21,9 @@ from lit_llm.statistics.scaling.gate import Gate, Trend, gate
 from lit_llm.statistics.scaling.laws import Laws, PowerLaw
 from lit_llm.statistics.scaling.runs import ScalingRun
 from lit_llm.store.store import Store
+from lit_llm.studies.comparison import comparison_of
 from lit_llm.studies.load import load_study
-from lit_llm.studies.runs import Run, comparison_of, runs_of
+from lit_llm.studies.runs import Run, runs_of
 from lit_llm.studies.scaling import Measured, ended_runs, scaling_of
 from lit_llm.studies.schema import ScalingLaw
 from lit_llm.training.config import TrainingConfig

@@ -23,8 +23,9 @@ from lit_llm.studies.analysis_plan import (
     register,
     registration_of,
 )
+from lit_llm.studies.comparison import comparison_of, note_comparison
 from lit_llm.studies.load import Ablation, load_study
-from lit_llm.studies.runs import comparison_of, interims_in, note_comparison, register_analysis, runs_of
+from lit_llm.studies.runs import interims_in, register_analysis, runs_of
 from tests.studies.chosen_results import NLL, finish
 
 Study = Callable[..., Path]

@@ -16,8 +16,9 @@ from lit_llm.report.figures.inputs import FigureData
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.statistics.run_results import RunResult
 from lit_llm.store.store import Stage, Store
+from lit_llm.studies.comparison import comparison_of
 from lit_llm.studies.load import Ablation, load_study
-from lit_llm.studies.runs import Run, comparison_of, runs_of
+from lit_llm.studies.runs import Run, runs_of
 
 METRIC = "val/target_nll"
 ARMS = """

@@ -12,10 +12,11 @@ from statsmodels.stats.power import TTestPower
 
 from lit_llm.report.pages.study import page
 from lit_llm.store.store import Store
+from lit_llm.studies.comparison import comparison_of
 from lit_llm.studies.load import load_study
 from lit_llm.studies.metric_noise import noise_of_studies
 from lit_llm.studies.plan import Plan, plan
-from lit_llm.studies.runs import comparison_of, runs_of
+from lit_llm.studies.runs import runs_of
 from lit_llm.studies.undecidable_metrics import with_undecidable_metrics
 from tests import made_up_results
 from tests.commands import lit_llm

@@ -24,10 +24,11 @@ from lit_llm.statistics.interims import InterimAnalyses
 from lit_llm.statistics.run_results import RunResult
 from lit_llm.statistics.sequential import round_levels
 from lit_llm.store.store import Store
+from lit_llm.studies.comparison import comparison_of
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.run import Observer, run_study
-from lit_llm.studies.runs import comparison_of, interims_in, runs_of
+from lit_llm.studies.runs import interims_in, runs_of
 from tests.studies.chosen_results import finish
 
 Study = Callable[..., Path]

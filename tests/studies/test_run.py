@@ -22,7 +22,8 @@ from lit_llm.studies.coordinators import coordinating
 from lit_llm.studies.load import Ablation, load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.run import Finished, Observer, run_study
-from lit_llm.studies.runs import Run, status_rows
+from lit_llm.studies.runs import Run
+from lit_llm.studies.status import status_rows
 from lit_llm.studies.supervise import Supervision
 from tests.commands import command, lit_llm
 from tests.mlflow_runs import mirrored

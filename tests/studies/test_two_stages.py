@@ -24,10 +24,11 @@ from lit_llm.runs.run_one_stage import run_one
 from lit_llm.runs.stage_config import load_stage_config, save_stage_config
 from lit_llm.statistics.before_after import before_after
 from lit_llm.store.store import Store, read_metrics, write_json
+from lit_llm.studies.comparison import comparison_of
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.run import Observer, run_study
-from lit_llm.studies.runs import Run, comparison_of
+from lit_llm.studies.runs import Run
 from tests.two_stages import ARMS_OF_TWO_STAGES
 
 LOSSES = ("target_nll", "perplexity", "bits_per_byte")
@@ -317,7 +318,8 @@ def test_mlflow_has_one_run_with_the_metrics_of_all_stages(write_two, store):
 def test_tables_show_the_chain_and_fit_the_terminal(write_two, store):
     from rich.console import Console
 
-    from lit_llm.studies.runs import runs_of, status_rows
+    from lit_llm.studies.runs import runs_of
+    from lit_llm.studies.status import status_rows
 
     ablation = load_study(write_two("shown"))
     for width in (80, 120):

@@ -20,7 +20,7 @@ from lit_llm.runs.stage_config import load_stage_config, save_stage_config
 from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.runs.warm_start import windows_before
 from lit_llm.store.store import Stage, Store, read_metrics
-from lit_llm.studies.runs import last_metrics
+from lit_llm.studies.status import last_metrics
 
 SMALL = ["model.d_model=16", "model.vocabulary=258", "model.attention.heads=2", "model.feed_forward.d_ff=32"]
 SMALL += ["pretrain.data.tokenizer=bytes", "pretrain.data.sequence_length=32", "pretrain.data.batch_size=4"]

@@ -27,9 +27,9 @@ from lit_llm.statistics.multiple_comparisons import AUTHORS, Correction
 from lit_llm.statistics.paired import Difference
 from lit_llm.statistics.pareto import pareto_front
 from lit_llm.statistics.verdicts import stand_in
+from lit_llm.studies.comparison import costs_of
 from lit_llm.studies.design.factors import short_names
 from lit_llm.studies.load import Arm
-from lit_llm.studies.runs import costs_of
 from lit_llm.studies.schema import Figure
 
 COMPUTED: tuple[Figure, ...] = ("train_flops", "inference_flops", "kv_cache_bytes")

@@ -13,7 +13,8 @@ from lit_llm.report.figures.inputs import labelled
 from lit_llm.report.figures.style import save, scale
 from lit_llm.report.tables.sweep import names_of
 from lit_llm.runs.fingerprints import reset_identities
-from lit_llm.studies.runs import comparison_of, runs_of
+from lit_llm.studies.comparison import comparison_of
+from lit_llm.studies.runs import runs_of
 from lit_llm.studies.stored import open_study, studies_in
 from lit_llm.sweeps.confirmation import confirmation_name, tuned_name
 from lit_llm.sweeps.sweep import Search

@@ -26,8 +26,9 @@ from lit_llm.statistics.run_results import noise_of_kept, of_newest_provenance, 
 from lit_llm.statistics.two_studies import TwoStudies, two_studies
 from lit_llm.statistics.verdicts import LEVEL
 from lit_llm.store.store import Store, write_text
+from lit_llm.studies.comparison import comparison_of
 from lit_llm.studies.load import Ablation
-from lit_llm.studies.runs import comparison_of, runs_of
+from lit_llm.studies.runs import runs_of
 from lit_llm.studies.stored import open_study, version_of
 
 

@@ -18,7 +18,8 @@ from lit_llm.store.store import Store, finite
 from lit_llm.studies.analysis_plan import registration_of
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.run import Finished
-from lit_llm.studies.runs import Run, StoredStage, left_out
+from lit_llm.studies.runs import Run, StoredStage
+from lit_llm.studies.status import left_out
 from lit_llm.sweeps.coordinator import SweepObserver
 from lit_llm.sweeps.run import Searched
 from lit_llm.sweeps.sweep import Search

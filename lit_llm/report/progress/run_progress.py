@@ -13,7 +13,8 @@ from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.report.tables.plan import flops_of
 from lit_llm.runs.time_estimate import makespan
 from lit_llm.store.store import FINAL, Stage, Store
-from lit_llm.studies.runs import Run, StoredStage, last_lines, max_steps, merged
+from lit_llm.studies.runs import Run, StoredStage
+from lit_llm.studies.status import last_lines, max_steps, merged
 from lit_llm.sweeps.trial import Trial
 
 
