@@ -14,7 +14,8 @@ from lit_llm.bench.settings import Size
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.models.cost import count_parameters
-from lit_llm.models.resolve import ResolvedModel, resolve_model
+from lit_llm.models.resolve import resolve_model
+from lit_llm.models.resolved import ResolvedModel
 
 LLAMA = ("model.attention.qkv_norm=[]", "model.norm.scale=true")
 """What makes DecLLM the function of transformers' Llama."""

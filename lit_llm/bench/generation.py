@@ -18,7 +18,7 @@ from lit_llm.bench.settings import BenchSettings, Lengths, What
 from lit_llm.bench.turns import Turn, measure_between_ceilings
 from lit_llm.components.part import BFLOAT16, FLOAT32
 from lit_llm.models.cost import cache_bytes, prefill_flops
-from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.resolved import ResolvedModel
 
 
 def measure_decode(settings: BenchSettings, heap: str) -> list[Comparison]:

@@ -15,7 +15,7 @@ from lit_llm.bench.results import Ceilings, Machine
 from lit_llm.bench.settings import BenchSettings
 from lit_llm.launch import cores
 from lit_llm.models.cost import count_parameters
-from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.runs import step_timing
 from lit_llm.runs.step_profile import copy_ceiling, product_ceiling, read_ceiling
 from lit_llm.training.heap import keep_freed_memory

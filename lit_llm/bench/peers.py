@@ -13,7 +13,7 @@ from lit_llm.huggingface.architectures import nearest
 from lit_llm.huggingface.export import tensors_of
 from lit_llm.huggingface.source_config import build_config
 from lit_llm.huggingface.to_config import SpecialTokens
-from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.objectives.config import BOS, EOD
 
 Weights = Mapping[str, Tensor]

@@ -15,7 +15,7 @@ from lit_llm.bench.results import Comparison
 from lit_llm.bench.settings import BenchSettings, Size
 from lit_llm.bench.turns import Turn, measure_between_ceilings
 from lit_llm.models.cost import Shape, train_flops
-from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.resolved import ResolvedModel
 
 
 def measure_training(settings: BenchSettings, heap: str) -> list[Comparison]:

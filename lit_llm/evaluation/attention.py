@@ -52,7 +52,7 @@ from lit_llm.evaluation.source_sensitivity import (
 )
 from lit_llm.models.build import generator
 from lit_llm.models.families import EncoderDecoder, LanguageModel
-from lit_llm.models.resolve import not_analysed
+from lit_llm.models.resolved import not_analysed
 from lit_llm.models.stacks import Block, Stack
 from lit_llm.objectives.collate import Batch
 from lit_llm.objectives.config import MasksConfig, PrefixLM

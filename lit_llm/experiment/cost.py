@@ -9,7 +9,8 @@ from typing import Any
 from lit_llm.components.part import BFLOAT16, FLOAT32, CacheBytes
 from lit_llm.experiment.schema import Experiment, Pretrained, Trained
 from lit_llm.models import cost
-from lit_llm.models.resolve import ResolvedModel, resolve_model
+from lit_llm.models.resolve import resolve_model
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.objectives.base import Lengths
 from lit_llm.objectives.config import MasksConfig, continues
 from lit_llm.training.memory import Shared, device_bytes, loss_bytes

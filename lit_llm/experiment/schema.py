@@ -13,7 +13,8 @@ from lit_llm.data.config import DataConfig, InstructionConfig, identity_of, neve
 from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig, ExampleValidationConfig, ValidationConfig
 from lit_llm.models.adapt import Adaptation, Side, adaptation_of, problem_of
 from lit_llm.models.config import ModelConfig
-from lit_llm.models.resolve import ResolvedModel, not_analysed, resolve_model
+from lit_llm.models.resolve import resolve_model
+from lit_llm.models.resolved import ResolvedModel, not_analysed
 from lit_llm.objectives.base import described
 from lit_llm.objectives.config import (
     UL2,

@@ -18,7 +18,9 @@ from lit_llm.huggingface.source_config import build_config, require_transformers
 from lit_llm.huggingface.tensor_names import Names
 from lit_llm.huggingface.to_config import SpecialTokens
 from lit_llm.models.config import ModelConfig
-from lit_llm.models.resolve import Layer, ResolvedModel, resolve_model
+from lit_llm.models.layer import Layer
+from lit_llm.models.resolve import resolve_model
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.models.scaling import output_multiplier
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from lit_llm.data.config import FileTokenizer, identity_of
 from lit_llm.huggingface.architectures import ARCHITECTURES, BUFFERS, Architecture, ModelFile, read_values
 from lit_llm.huggingface.tensors import Tensors, compare, read_json
 from lit_llm.models.config import ModelConfig
-from lit_llm.models.resolve import ResolvedModel, resolve_model
+from lit_llm.models.resolve import resolve_model
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.store.files import replacing
 
 if TYPE_CHECKING:

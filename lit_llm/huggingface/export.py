@@ -26,7 +26,8 @@ from lit_llm.huggingface.checkpoint import (
 from lit_llm.huggingface.tensors import read_json
 from lit_llm.huggingface.to_config import SpecialTokens
 from lit_llm.models.config import ModelConfig
-from lit_llm.models.resolve import ResolvedModel, resolve_model
+from lit_llm.models.resolve import resolve_model
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.objectives.config import BOS, EOD
 from lit_llm.store.files import replacing
 

@@ -12,7 +12,8 @@ from typing import Any
 from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.huggingface.source_config import ACTIVATIONS, GLOBAL, LOCAL, ROPE, UNGATED
-from lit_llm.models.resolve import Layer, ResolvedModel
+from lit_llm.models.layer import Layer
+from lit_llm.models.resolved import ResolvedModel
 
 
 @dataclass(frozen=True)

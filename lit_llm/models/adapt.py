@@ -30,7 +30,7 @@ from lit_llm.components.part import TRAINED_BUFFERS
 from lit_llm.components.registry import COMPONENTS
 from lit_llm.config.section import Section
 from lit_llm.models.parameters import parameter_shapes
-from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.models.scaling import output_multiplier
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from lit_llm.models.decoder_decoder import DecoderDecoder
 from lit_llm.models.double_decoder import DoubleDecoder
 from lit_llm.models.families import DecoderOnly, EncoderDecoder, EncoderOnly, LanguageModel
 from lit_llm.models.parameters import parameter_shapes
-from lit_llm.models.resolve import ResolvedModel, resolve_model
+from lit_llm.models.resolve import resolve_model
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.models.scaling import initial_deviations
 
 

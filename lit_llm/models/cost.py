@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from lit_llm.components.part import CacheBytes, Example, Part
+from lit_llm.models.layer import Layer
 from lit_llm.models.parameters import embedding_shapes, parameter_shapes
-from lit_llm.models.resolve import Layer, ResolvedModel
+from lit_llm.models.resolved import ResolvedModel
 
 
 @dataclass(frozen=True)

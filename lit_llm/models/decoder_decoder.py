@@ -9,7 +9,7 @@ from lit_llm.components.attention.module import SharedKeyValues, rotation_of
 from lit_llm.components.forward_context import CacheRows, ForwardContext
 from lit_llm.components.kv_cache import KeyValues, StackCache
 from lit_llm.models.families import DecoderOnly
-from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.models.stacks import Stack
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from lit_llm.components.forward_context import ForwardContext, SourceInput
 from lit_llm.components.masks import AttentionMask
 from lit_llm.models.families import CausalLM, DecoderInputs, WithEncoder, document_pair, positions_of, refuse_open
-from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.resolved import ResolvedModel
 
 
 class DoubleDecoder(CausalLM, WithEncoder):

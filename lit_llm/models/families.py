@@ -14,7 +14,7 @@ from lit_llm.components.few_rows import Linear
 from lit_llm.components.forward_context import ForwardContext, SourceInput
 from lit_llm.components.masks import AttentionMask
 from lit_llm.components.norm.module import Norm
-from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.models.scaling import embedding_multiplier, output_multiplier
 from lit_llm.models.stacks import Stack
 

@@ -9,7 +9,7 @@ from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.components.part import Part
 from lit_llm.components.registry import COMPONENTS
 from lit_llm.models.parameters import OF_LAYER, parameter_shapes
-from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.resolved import ResolvedModel
 
 
 def parameter_groups(model: ResolvedModel) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,8 @@ import re
 
 from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.part import TensorShape
-from lit_llm.models.resolve import Layer, ResolvedModel
+from lit_llm.models.layer import Layer
+from lit_llm.models.resolved import ResolvedModel
 
 OF_LAYER = re.compile(r"(?:encoder|decoder)\.(?:layers\.(\d+)|future\.\d+)\.(\w+)\.(.+)")
 """A parameter of a layer: the layer's number, a module in it, and the name in the module."""

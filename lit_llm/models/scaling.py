@@ -14,7 +14,8 @@ from lit_llm.components.initialisation.config import FixedStd
 from lit_llm.components.part import MatrixKind, Part, TensorShape
 from lit_llm.components.residual.config import DeepNorm, deepnorm
 from lit_llm.models.parameters import OF_LAYER, parameter_shapes
-from lit_llm.models.resolve import ResolvedModel, resolve_model
+from lit_llm.models.resolve import resolve_model
+from lit_llm.models.resolved import ResolvedModel
 
 if TYPE_CHECKING:
     from lit_llm.models.sections import AnyModel

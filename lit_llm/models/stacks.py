@@ -16,7 +16,8 @@ from lit_llm.components.layer_part import LayerPart, build_part
 from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.norm.module import Norm
 from lit_llm.components.residual.module import BranchScale
-from lit_llm.models.resolve import Layer, ResolvedModel
+from lit_llm.models.layer import Layer
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.models.scaling import residual_factors
 
 

@@ -24,7 +24,7 @@ from lit_llm.components.part import BFLOAT16, FLOAT32, Part, Precision
 from lit_llm.components.windows import block_mask_bytes
 from lit_llm.models.cost import Shape, count_parameters, encoder_tokens, examples
 from lit_llm.models.parameters import embedding_shapes, matrix_of, parameter_shapes
-from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.optimizers.config import Optimizer
 

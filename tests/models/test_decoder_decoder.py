@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from lit_llm import load_experiment
 from lit_llm.config.problems import InputError
 from lit_llm.generation import generate, prefill
-from lit_llm.models.resolve import not_analysed
+from lit_llm.models.resolved import not_analysed
 from lit_llm.objectives.collate import collate
 from lit_llm.objectives.config import EOD, MasksConfig
 from tests.tiny_models import PAPER_NORMS, build, config, ids, moved, other, resolved

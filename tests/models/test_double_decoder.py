@@ -18,7 +18,7 @@ from lit_llm.models.adapt import adaptation_of
 from lit_llm.models.build import build_model
 from lit_llm.models.cost import decode_flops, prefill_flops
 from lit_llm.models.families import EncoderDecoder
-from lit_llm.models.resolve import not_analysed
+from lit_llm.models.resolved import not_analysed
 from lit_llm.objectives.collate import collate
 from lit_llm.objectives.config import EOD, MasksConfig
 from tests.tiny_models import PAPER_NORMS, build, config, ids, moved, other, resolved

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from lit_llm.generation import prefill
 from lit_llm.models.build import build_model
 from lit_llm.models.cost import Shape, cache_bytes, count_parameters, decode_flops, forward_flops
+from lit_llm.models.layer import Layer
 from lit_llm.models.parameters import parameter_shapes
-from lit_llm.models.resolve import Layer, ResolvedModel
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.memory import activation_bytes
 from lit_llm.training.optimizers.build import build_optimizer

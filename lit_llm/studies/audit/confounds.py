@@ -14,7 +14,9 @@ from lit_llm.components.registry import COMPONENTS
 from lit_llm.config.section import Section
 from lit_llm.config.tree import leaves, under
 from lit_llm.data.config import Tokenizer
-from lit_llm.models.resolve import SELF_ATTENTION_KEY, STACKS, Layer, ResolvedModel, layer_range, resolve_model
+from lit_llm.models.layer import Layer
+from lit_llm.models.resolve import SELF_ATTENTION_KEY, STACKS, layer_range, resolve_model
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.studies.audit.findings import Finding, differs, ruled
 from lit_llm.studies.load import Ablation, Arm
 

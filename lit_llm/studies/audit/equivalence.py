@@ -22,7 +22,9 @@ from torch import Tensor
 from lit_llm.data.batches import WindowCollator
 from lit_llm.models.build import bare_model, generator, initialise
 from lit_llm.models.families import LanguageModel
-from lit_llm.models.resolve import Layer, ResolvedModel, resolve_model
+from lit_llm.models.layer import Layer
+from lit_llm.models.resolve import resolve_model
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.objectives.base import EOD, Lengths
 from lit_llm.objectives.collate import Batch
 from lit_llm.objectives.config import Objective, PrefixLM

@@ -17,7 +17,8 @@ from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.config.problems import some
 from lit_llm.config.tree import leaves, under
 from lit_llm.experiment.schema import Experiment, FinetuneConfig, PretrainConfig
-from lit_llm.models.resolve import ResolvedModel, resolve_model
+from lit_llm.models.resolve import resolve_model
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.studies.audit.findings import Finding, differs
 from lit_llm.studies.load import Ablation, Arm
 from lit_llm.training.averaging import ExponentialAverage

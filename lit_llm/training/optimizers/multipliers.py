@@ -14,7 +14,7 @@ from typing import NamedTuple
 from lit_llm.components.parametrization.config import Parametrization
 from lit_llm.models.parameter_groups import parameter_groups
 from lit_llm.models.parameters import parameter_shapes
-from lit_llm.models.resolve import ResolvedModel
+from lit_llm.models.resolved import ResolvedModel
 from lit_llm.models.scaling import ParameterRole, parameter_roles
 from lit_llm.training.optimizers.config import Adafactor, FactoredAdafactor, GroupFactors, Muon, Optimizer, shape_factor
 
