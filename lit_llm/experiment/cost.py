@@ -7,7 +7,8 @@ from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from lit_llm.components.part import BFLOAT16, FLOAT32, CacheBytes
-from lit_llm.experiment.schema import Experiment, Pretrained, Trained
+from lit_llm.experiment.schema import Experiment, Pretrained
+from lit_llm.experiment.training_sections import Trained
 from lit_llm.models import cost
 from lit_llm.models.resolve import resolve_model
 from lit_llm.models.resolved import ResolvedModel

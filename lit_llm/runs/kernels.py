@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from lit_llm.config.machine import compiler, compiler_name
 from lit_llm.experiment.cost import memory_of
-from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.experiment.schema import Experiment
+from lit_llm.experiment.training_sections import Trained
 from lit_llm.launch.devices import has_gpu
 from lit_llm.models.resolve import resolve_model
 from lit_llm.training.config import TrainingConfig

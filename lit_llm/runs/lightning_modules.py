@@ -22,7 +22,8 @@ from lit_llm.data.examples import ExampleSet, prepare_examples
 from lit_llm.data.prepare import open_prepared, prepare, tokenizer_folder
 from lit_llm.evaluation.likelihood import nats_of
 from lit_llm.experiment.load import load_experiment
-from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.experiment.schema import Experiment
+from lit_llm.experiment.training_sections import Trained
 from lit_llm.models.build import build_model
 from lit_llm.objectives.collate import Batch
 from lit_llm.runs.fingerprints import digest_of_data, digest_of_examples, identity_of_data

@@ -14,7 +14,8 @@ from lit_llm.config.code_digest import digest_of_code, digest_of_package
 from lit_llm.config.hashing import fingerprint
 from lit_llm.config.machine import compiler, cpu_flags
 from lit_llm.data.config import InstructionConfig
-from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.experiment.schema import Experiment
+from lit_llm.experiment.training_sections import Trained
 from lit_llm.launch.devices import has_gpu
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.kernels import kernels_of, strategy_of

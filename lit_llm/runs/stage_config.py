@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.config.section import validate
 from lit_llm.config.tree import read_file, to_yaml
-from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.experiment.schema import Experiment
+from lit_llm.experiment.training_sections import Trained
 from lit_llm.runs.fingerprints import (
     digest_of_data,
     digest_of_examples,

@@ -20,7 +20,8 @@ from typing import Any, Literal
 from lit_llm.config.hashing import Template
 from lit_llm.config.metrics import EVALUATED, FINETUNED, SPLITS
 from lit_llm.data.config import DataConfig, InstructionConfig
-from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.experiment.schema import Experiment
+from lit_llm.experiment.training_sections import Trained
 from lit_llm.runs.fingerprints import (
     digest_of_examples,
     digest_of_tasks,

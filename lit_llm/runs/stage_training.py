@@ -17,7 +17,7 @@ from lit_llm.evaluation.final import FinalEvaluation
 from lit_llm.evaluation.result import Progress
 from lit_llm.evaluation.unit_losses import write_losses
 from lit_llm.experiment.cost import cost_of
-from lit_llm.experiment.schema import FinetuneConfig, PretrainConfig
+from lit_llm.experiment.training_sections import FinetuneConfig, PretrainConfig
 from lit_llm.models.families import LanguageModel
 from lit_llm.runs.kernels import kernels_note, lengths_vary, training_of
 from lit_llm.runs.provenance import provenance, same_provenance

@@ -30,7 +30,8 @@ from lit_llm.components.norm import module as norms
 from lit_llm.components.norm.module import Norm
 from lit_llm.components.rope import rotate
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.experiment.schema import Experiment
+from lit_llm.experiment.training_sections import Trained
 from lit_llm.models.build import build_model
 from lit_llm.runs.step_timing import train_on_random_tokens
 from lit_llm.training.fit import accelerator_of

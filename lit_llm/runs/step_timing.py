@@ -29,7 +29,8 @@ from pydantic import TypeAdapter
 
 from lit_llm.config.hashing import fingerprint, user_cache, write_cached
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.experiment.schema import Experiment
+from lit_llm.experiment.training_sections import Trained
 from lit_llm.launch.devices import cores, has_gpu
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.kernels import kernels_of, lengths_vary, training_of

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from lit_llm.data.config import Mixture
 from lit_llm.experiment.cost import shape_of, teacher_of, teacher_shape, whole_steps
-from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.experiment.schema import Experiment
+from lit_llm.experiment.training_sections import Trained
 from lit_llm.models.cost import forward_flops, train_flops
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.kernels import gpu_memory

@@ -9,7 +9,8 @@ from typing import Any
 
 from lit_llm.config.metrics import FINETUNED
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
-from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.experiment.schema import Experiment
+from lit_llm.experiment.training_sections import Trained
 from lit_llm.statistics.comparison import Comparison, Design, compare
 from lit_llm.statistics.estimates import joined
 from lit_llm.statistics.interims import InterimAnalyses

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.sources import open_sources
-from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.experiment.schema import Experiment
+from lit_llm.experiment.training_sections import Trained
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.fingerprints import digest_of_data
 from lit_llm.store.disk import free_bytes

@@ -7,7 +7,8 @@ from dataclasses import replace
 from statistics import fmean
 
 from lit_llm.experiment.cost import stage_of_most_memory
-from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.experiment.schema import Experiment
+from lit_llm.experiment.training_sections import Trained
 from lit_llm.launch import cores
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.fingerprints import identity_of_data

@@ -16,7 +16,8 @@ from typing import Any
 from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.config.problems import some
 from lit_llm.config.tree import leaves, under
-from lit_llm.experiment.schema import Experiment, FinetuneConfig, PretrainConfig
+from lit_llm.experiment.schema import Experiment
+from lit_llm.experiment.training_sections import FinetuneConfig, PretrainConfig
 from lit_llm.models.resolve import resolve_model
 from lit_llm.models.resolved import ResolvedModel
 from lit_llm.studies.audit.findings import Finding, differs
