@@ -71,7 +71,8 @@ def write_tasks(folder: Path) -> None:
 def our_model(folder: Path, batch: int) -> Any:
     from lit_llm.config.section import validate
     from lit_llm.config.tree import tree
-    from lit_llm.data.tokenizers import SPECIAL, FromFile
+    from lit_llm.data.library_tokenizer import FromFile
+    from lit_llm.data.tokenizers import SPECIAL
     from lit_llm.evaluation.harness import harness_model
     from lit_llm.models.build import build_model
     from lit_llm.models.config import DecoderModel

@@ -29,10 +29,11 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.data import config
 from lit_llm.data.checksums import damaged
 from lit_llm.data.corpora import Part
+from lit_llm.data.library_tokenizer import FromFile
 from lit_llm.data.near_duplicates import HeldOutSignatures
 from lit_llm.data.processes import over_parts
 from lit_llm.data.splits import SPLITS, content_hash, split_of
-from lit_llm.data.tokenizers import FromFile, open_tokenizer, pieces
+from lit_llm.data.tokenizers import open_tokenizer, pieces
 from lit_llm.objectives.config import EOD
 from lit_llm.store.store import read_json, write_json
 

@@ -37,7 +37,7 @@ from lit_llm.store.files import replacing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lit_llm.data.tokenizers import FromFile
+    from lit_llm.data.library_tokenizer import FromFile
     from lit_llm.models.families import LanguageModel
 
 MODEL, WEIGHTS, TOKENIZER, SOURCE = "model.yaml", "weights.safetensors", "tokenizer.json", "config.json"
@@ -218,7 +218,7 @@ def open_model(folder: Path) -> tuple[LanguageModel, FromFile, int]:
     none for that, the one that ends a document. Raises InputError, also where there is no tokenizer, and for a model
     that writes no text.
     """
-    from lit_llm.data.tokenizers import FromFile
+    from lit_llm.data.library_tokenizer import FromFile
     from lit_llm.models.build import build_model
     from lit_llm.objectives.config import BOS, EOD
 

@@ -259,7 +259,8 @@ def test_the_first_questions_are_a_fair_sample(real):
 
 def test_short_glosses_fit_a_small_model(real, tmp_path):
     """64 input and 32 target tokens, with a vocabulary of 4096 that was trained on such text."""
-    from lit_llm.data.tokenizers import SPECIAL, FromFile, train_bpe
+    from lit_llm.data.library_tokenizer import FromFile
+    from lit_llm.data.tokenizers import SPECIAL, train_bpe
 
     train = records(real[0] / "train.jsonl")[:20_000]
     train_bpe((f"{record['inputs']} {record['targets']}" for record in train), 4096, tmp_path / "tokenizer.json")

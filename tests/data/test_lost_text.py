@@ -8,8 +8,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from lit_llm.data.config import DataConfig, InstructionConfig
 from lit_llm.data.examples import ExampleSet, prepare_examples
 from lit_llm.data.instructions import identify_examples
+from lit_llm.data.library_tokenizer import FromFile
 from lit_llm.data.prepare import prepare
-from lit_llm.data.tokenizers import FromFile
 
 LEARNT = ["the cat sat on the mat with a hat " * 20]
 TEXTS = ["the cat sat", " the cat", "The Cat 42", "naïve 世界 🙂", "e\u0301 is é", "<0x41> x", "a <X>  b", ""]

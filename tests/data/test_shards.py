@@ -21,10 +21,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data import corpora, processes, record_files, shards, tokenizers
 from lit_llm.data.config import DataConfig, JsonLines
+from lit_llm.data.library_tokenizer import FromFile
 from lit_llm.data.prepare import prepare
 from lit_llm.data.shards import Shards
 from lit_llm.data.splits import SPLITS
-from lit_llm.data.tokenizers import SPECIAL, FromFile, pieces, train_bpe
+from lit_llm.data.tokenizers import SPECIAL, pieces, train_bpe
 from lit_llm.objectives.config import EOD
 
 PAIR = {"kind": "bpe", "vocabulary": 400}

@@ -10,11 +10,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from lit_llm import load_experiment
 from lit_llm.config.problems import InputError
-from lit_llm.data import tokenizer_file, tokenizers
+from lit_llm.data import library_tokenizer, tokenizer_file
 from lit_llm.data.config import DataConfig, FileTokenizer
+from lit_llm.data.library_tokenizer import FromFile
 from lit_llm.data.prepare import prepare
 from lit_llm.data.sources import identify
-from lit_llm.data.tokenizers import FromFile, open_tokenizer
+from lit_llm.data.tokenizers import open_tokenizer
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 
 CORPUS = ["the cat sat on the mat with a hat " * 20, "Grüße und 世界 for all the world\n" * 20, "<s> html </s> " * 20]
@@ -280,7 +281,7 @@ def test_a_form_that_cannot_be_read_is_one_message_before_anything_is_tokenised(
     def other(content):
         raise KeyError("new")
 
-    monkeypatch.setattr(tokenizers, "_byte_length", other)
+    monkeypatch.setattr(library_tokenizer, "_byte_length", other)
     with pytest.raises(InputError, match="tokenizer.path: .*tokenizer.json has a form that cannot be read: KeyError"):
         prepare(config(corpus, save(byte_level(), tmp_path)), tmp_path / "data")
     assert list((tmp_path / "data").rglob("*.bin")) == []

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+from lit_llm.data.library_tokenizer import FromFile
 from lit_llm.data.splits import content_hash, split_of
-from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, sample, train_bpe
+from lit_llm.data.tokenizers import SPECIAL, Bytes, sample, train_bpe
 from lit_llm.objectives.config import BOS, EOD
 
 TEXTS = [
@@ -92,7 +93,8 @@ TRAIN = """
 import sys
 from pathlib import Path
 from lit_llm.data.splits import content_hash, split_of
-from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, sample, train_bpe
+from lit_llm.data.library_tokenizer import FromFile
+from lit_llm.data.tokenizers import SPECIAL, Bytes, sample, train_bpe
 documents = ["lorem ipsum dolor sit amet " * 30, "sed do eiusmod tempor " * 40, "aa bb cc dd " * 9]
 train_bpe((text for text in documents), 300, Path(sys.argv[1]))
 """

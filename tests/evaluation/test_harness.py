@@ -16,7 +16,8 @@ from glosses import write_gloss_tasks
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
-from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, train_bpe
+from lit_llm.data.library_tokenizer import FromFile
+from lit_llm.data.tokenizers import SPECIAL, Bytes, train_bpe
 from lit_llm.evaluation.harness import evaluate_tasks, harness_model, score_pairs
 from lit_llm.evaluation.suites import REDLLM
 from lit_llm.generation import Sampling

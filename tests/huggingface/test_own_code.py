@@ -247,7 +247,7 @@ def test_ids_without_text_are_never_chosen(name, tmp_path):
     whole = torch.tensor([[tokenizer.bos_token_id, *tokens] if name == "decllm" else tokens])
     out = theirs.generate(whole, attention_mask=torch.ones_like(whole), max_new_tokens=24, do_sample=False)
     begins = whole.shape[1] if name == "decllm" else 1
-    from lit_llm.data.tokenizers import FromFile
+    from lit_llm.data.library_tokenizer import FromFile
 
     mine = FromFile(tmp_path / "tokenizer.json", *SPECIAL)
     sampling = Sampling(vocabulary=mine.vocabulary)

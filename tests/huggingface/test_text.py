@@ -8,7 +8,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from lit_llm.data.tokenizers import FromFile
+from lit_llm.data.library_tokenizer import FromFile
 from lit_llm.huggingface import import_checkpoint, open_checkpoint, open_model
 from tests.commands import lit_llm
 from tests.huggingface.small_peers import MODELS, imported, peer, saved
