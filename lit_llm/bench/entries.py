@@ -55,7 +55,7 @@ def build_ours(model: ResolvedModel, weights: Weights | None = None) -> Contesta
 
 
 def decoders(size: Size) -> list[Entry]:
-    """Ours as a Llama, the Llamas of transformers and of litgpt, and DecLLM."""
+    """Entries of decoders: ours as a Llama, the Llamas of transformers and of litgpt, and DecLLM."""
     llama = decoder(size, LLAMA)
     return [
         Entry("ours", llama, build_ours),
@@ -66,7 +66,7 @@ def decoders(size: Size) -> list[Entry]:
 
 
 def encoder_decoders(size: Size) -> list[Entry]:
-    """Ours as a T5Gemma, that of transformers, and RedLLM."""
+    """Entries of encoder-decoders: ours as a T5Gemma, that of transformers, and RedLLM."""
     t5gemma = encoder_decoder(size, T5GEMMA)
     return [
         Entry("ours", t5gemma, build_ours),
@@ -139,7 +139,7 @@ def available(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
 
 
 def same_function(entries: Sequence[Entry]) -> tuple[str, ...]:
-    """Those that compute what the first one does, with their packages; none where it has no peer."""
+    """Names of the entries with the first one's function, with their packages; none where it has no peer."""
     same = [entry for entry in entries if entry.model == entries[0].model]
     names = tuple(f"{entry.name} ({entry.package})" if entry.package else entry.name for entry in same)
     return names if len(names) > 1 else ()

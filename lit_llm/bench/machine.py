@@ -31,7 +31,7 @@ def measure_ceilings(settings: BenchSettings) -> Ceilings:
 
 
 def describe_machine() -> Machine:
-    """This machine now."""
+    """Processor, devices and library versions of this machine, and how busy it is now."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

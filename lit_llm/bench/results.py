@@ -10,7 +10,7 @@ from lit_llm.bench.settings import BenchSettings, What
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and with what was measured."""
+    """Machine and versions of libraries that a measurement was made with."""
 
     cpu: str
     cores: int

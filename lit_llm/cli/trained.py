@@ -240,7 +240,7 @@ def push(
 
 
 def _is_imported(source: str) -> bool:
-    """Whether `source` is a folder of `import`. Raises InputError for a checkpoint that is not imported yet."""
+    """True where `source` is a folder of `import`. Raises InputError for a checkpoint that is not imported yet."""
     from lit_llm.experiment.load import is_preset
     from lit_llm.huggingface import is_checkpoint
 

@@ -87,7 +87,7 @@ _used = _Used()
 
 @contextmanager
 def few_rows() -> Iterator[None]:
-    """Within it, the functions of this file take the place of torch's, where inputs suit them.
+    """Context in which the functions of this file take the place of torch's, where inputs suit them.
 
     Without effect with gradients, under autocast, in a compiler, or in a mode that sees torch's operations, such as a
     counter of FLOPs.

@@ -120,5 +120,5 @@ def cast_once(x: Tensor) -> Tensor:
 
 
 def is_filled(cache: KeyValues | None) -> bool:
-    """Whether a cache holds keys and values of an earlier pass."""
+    """True where a cache holds keys and values of an earlier pass."""
     return cache is not None and cache.filled

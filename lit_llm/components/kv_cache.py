@@ -34,7 +34,7 @@ class CacheLengths:
 
     @property
     def even(self) -> bool:
-        """Whether all rows hold the same number of tokens."""
+        """True where all rows hold the same number of tokens."""
         return min(self.lengths) == max(self.lengths)
 
     def advance(self) -> None:
@@ -152,7 +152,7 @@ class KeyValues:
 
     @property
     def filled(self) -> bool:
-        """Whether the cache holds keys and values of an earlier pass."""
+        """True where the cache holds keys and values of an earlier pass."""
         return self.k is not None
 
     @property

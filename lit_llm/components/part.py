@@ -151,7 +151,7 @@ class CacheBytes:
 
 @dataclass(frozen=True)
 class Precision:
-    """What autograd keeps for the backward pass, in one precision: bytes per entry of tensors, and the kernels."""
+    """Memory of the backward pass in one precision: bytes per entry of tensors, and the kernels."""
 
     compute: int
     """Bytes of an entry that the kernels read."""
@@ -170,7 +170,7 @@ class Precision:
 
     @property
     def autocast(self) -> bool:
-        """Whether every matrix that reads the residual stream copies it in the kernels' precision."""
+        """True where every matrix that reads the residual stream copies it in the kernels' precision."""
         return self.compute != self.residual
 
 
@@ -251,7 +251,7 @@ class Part(Section):
 
     @property
     def for_last_token(self) -> bool:
-        """Whether the layer processes only the last token of a prompt."""
+        """True where the layer processes only the last token of a prompt."""
         return False
 
     def products(self, widths: Widths) -> int:
@@ -274,7 +274,7 @@ class Part(Section):
 
     @property
     def reads_encoder(self) -> bool:
-        """Whether the part reads the encoder's output, which is then kept for it."""
+        """True where the part reads the encoder's output, which is then kept for it."""
         return False
 
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:

@@ -150,7 +150,7 @@ class _Digests:
 
 
 def _computes_nothing(node: Any) -> bool:
-    """Whether a statement is a docstring, or an import for type checkers."""
+    """True where a statement is a docstring, or an import for type checkers."""
     match node:
         case ast.Expr(value=ast.Constant(value=str())) | ast.If(test=ast.Name(id="TYPE_CHECKING"), orelse=[]):
             return True

@@ -69,7 +69,7 @@ def tree(value: Any, location: SourceLocation | None = None) -> ConfigNode:
 
 
 def merge(base: ConfigNode, over: ConfigNode) -> ConfigNode:
-    """`over` wins; mappings merge key by key, lists and scalars are replaced.
+    """Merge two trees. `over` wins; mappings merge key by key, lists and scalars are replaced.
 
     A variant written short (`optimizer: adamw`) is the mapping `{kind: adamw}`, so that a later layer may add to it.
     """
@@ -133,7 +133,7 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def under(key: str, *prefixes: str) -> bool:
-    """Whether a dotted key is one of these or below one of them."""
+    """True where a dotted key is one of these or below one of them."""
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 

@@ -29,7 +29,7 @@ _verified: dict[Path, list[tuple[int, ...]]] = {}
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the folder was written completely."""
+    """True where the folder was written completely."""
     return (folder / FILE).is_file()
 
 

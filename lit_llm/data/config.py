@@ -266,7 +266,7 @@ def identity_of(tokenizer: Tokenizer) -> dict[str, object]:
 
 
 def never_equal(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether two tokenizers differ for any training text. A trained one is compared by its size only."""
+    """True where two tokenizers differ for any training text. A trained one is compared by its size only."""
     if isinstance(one, BytePairTokenizer) or isinstance(other, BytePairTokenizer):
         built_in = {ByteTokenizer, SymbolTokenizer} & {type(one), type(other)}
         return bool(built_in) or one.vocabulary != other.vocabulary
@@ -298,12 +298,12 @@ class DataConfig(Section):
 
     @property
     def drops_near_duplicates(self) -> bool:
-        """Whether near-duplicates are left out."""
+        """True where near-duplicates are left out."""
         return self.near_duplicates == "drop" and not self.tasks
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a test split."""
+        """True where there is a test split."""
         return self.test_fraction > 0
 
     @property
@@ -410,7 +410,7 @@ class InstructionConfig(Section):
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a test split."""
+        """True where there is a test split."""
         return self.test_files is not None or self.test_fraction > 0
 
     @property

@@ -57,7 +57,7 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class TextPart:
-    """Some text files, each one document."""
+    """Part of a corpus of text files, each one document."""
 
     files: tuple[Path, ...]
     size: int

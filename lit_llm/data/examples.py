@@ -56,7 +56,7 @@ def prepare_examples(
 
 
 def is_prepared(root: Path, digest: str) -> bool:
-    """Whether these examples are tokenised."""
+    """True where these examples are tokenised."""
     return is_complete(_folder(root, digest))
 
 

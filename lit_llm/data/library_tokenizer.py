@@ -59,7 +59,7 @@ class FromFile:
         return str(self._library.decode([i for i in file_ids if i < self._layout.ids], skip_special_tokens=True))
 
     def splits_at(self, text: str, place: int) -> bool:
-        """Whether a word ends at this index and both halves have the ids of the whole text.
+        """True where a word ends at this index and both halves have the ids of the whole text.
 
         Only the characters around the index are tokenised, since rules for words look no further."""
         left, right = text[max(0, place - _AROUND) : place], text[place : place + _AROUND]
@@ -157,7 +157,7 @@ class FromFile:
 
     @cached_property
     def _first_only(self) -> bool:
-        """Whether the pre-tokenizer inserts no space after added tokens."""
+        """True where the pre-tokenizer inserts no space after added tokens."""
         steps = _steps(self._content.get("pre_tokenizer"))
         return any(step["type"] == "Metaspace" and step.get("prepend_scheme") == "first" for step in steps)
 
@@ -251,14 +251,14 @@ def _byte_length(content: dict[str, Any]) -> Callable[[str], int] | None:
 
 
 def _keeps_text(step: dict[str, Any]) -> bool:
-    """Whether a step of a tokenizer only separates words, or normalises like Unicode's NFC."""
+    """True where a step of a tokenizer only separates words, or normalises like Unicode's NFC."""
     return step["type"] in ("NFC", "Digits", "UnicodeScripts") or (
         step["type"] in ("Split", "Punctuation") and step.get("behavior", "Isolated") != "Removed"
     )
 
 
 def _is_space(step: dict[str, Any]) -> bool:
-    """Whether a step replaces spaces by ▁, or inserts one before a text."""
+    """True where a step replaces spaces by ▁, or inserts one before a text."""
     return step in (
         {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         {"type": "Prepend", "prepend": "▁"},

@@ -81,7 +81,7 @@ class HeldOutSignatures:
         )
 
     def near_another_split(self, text: str, split: str) -> bool:
-        """Whether a document is a near-duplicate of a held-out document of a split with precedence.
+        """True where a document is a near-duplicate of a held-out document of a split with precedence.
 
         A training document is compared with all held-out ones, a test document with those of validation, a validation
         document with none. The rule depends on no order, and leaves no near-duplicates in two splits.

@@ -213,7 +213,7 @@ def open_held_out(digests: Mapping[str, str], data: Prepared) -> tuple[PreparedS
 
 
 def is_prepared(root: Path, digest: str) -> bool:
-    """Whether `prepare` has written this text."""
+    """True where `prepare` has written this text."""
     if not _mixture_file(root, digest).is_file():
         return False
     mixture = _read_mixture(root, digest)

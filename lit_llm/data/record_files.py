@@ -37,7 +37,7 @@ LONGEST_LINE = 64 << 20
 
 @dataclass(frozen=True)
 class Fields:
-    """Which records are read, and what of them is the document. Names are keys or columns, dotted for nested ones."""
+    """Fields of a record that select it, and that hold its document. Their names are dotted for nested ones."""
 
     text: str
     """Name of the document."""
@@ -63,7 +63,7 @@ class Fields:
         return (self.text, *(name for name, _ in self.where))
 
     def keep(self, values: Iterable[Any]) -> bool:
-        """Whether a record with these values, in the order of `where`, is read."""
+        """True where a record with these values, in the order of `where`, is read."""
         return all(_comparable(value) in allowed for value, (_, allowed) in zip(values, self.where, strict=True))
 
     def as_json(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class RecordsPart(ABC):
         return self.path
 
     def has_document(self, records: int | None) -> bool:
-        """Whether one of the first `records` records (None: of all) is a document."""
+        """True where one of the first `records` records (None: of all) is a document."""
         return any(islice(self.records(), records))
 
 

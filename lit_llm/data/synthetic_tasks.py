@@ -204,7 +204,7 @@ class Memorisation(Task):
 
 
 class Compression(Task):
-    """Say what stood at each position of the source, after its last token, which is the same in all examples.
+    """Task to name the symbol at each position of the source, after its last token, the same in all examples.
 
     After compression of MAD (arXiv 2403.17844), where a decoder reads the model's state at that token alone. Here
     answers are read from all that a model keeps of the source: `docs/synthetic-tasks.md` says of whom that asks what.
@@ -234,7 +234,7 @@ class Compression(Task):
 
 
 class KHop(Task):
-    """Follow edges of a cycle: name the node that `hops` steps lead to.
+    """Task to follow edges of a cycle: name the node that `hops` steps lead to.
 
     The source holds each edge once, as its two nodes, in random order.
     """

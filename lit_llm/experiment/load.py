@@ -41,7 +41,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def is_preset(name: str) -> bool:
-    """Whether a name is a preset's, whatever is in the working directory."""
+    """True where a name is a preset's, whatever is in the working directory."""
     return "/" not in name and os.path.isfile(PRESETS / f"{name}.yaml")
 
 
@@ -138,7 +138,7 @@ def read_experiment_file(path: Path) -> ConfigNode:
 
 
 def is_stage(content: ConfigNode) -> bool:
-    """Whether a tree is the stored configuration of a stage."""
+    """True where a tree is the stored configuration of a stage."""
     return {"stage", "experiment"} <= content.value.keys() and isinstance(content.value["experiment"].value, dict)
 
 
@@ -326,7 +326,7 @@ def redundant_overrides(node: ConfigNode, experiment: Experiment) -> list[Proble
 
 
 def changes_nothing(node: ConfigNode, experiment: Experiment, path: str) -> bool:
-    """Whether the experiment's model is the same without the key at `path` of its tree."""
+    """True where the experiment's model is the same without the key at `path` of its tree."""
     try:
         rest = validate(Experiment, without(node, split_path(path)))
     except InputError:

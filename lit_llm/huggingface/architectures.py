@@ -162,7 +162,7 @@ def read_values(architecture: Architecture, values: Mapping[str, Any]) -> ModelC
 
 
 def with_ties_of(model: ResolvedModel, architecture: Architecture, config: ModelConfig) -> ResolvedModel:
-    """What a config.json describes, with the model's `tie_embeddings` where the file of weights decides on it."""
+    """The model of a config.json, with the `tie_embeddings` of `model` where the file of weights decides on it."""
     described = resolve_model(config)
     if {model.tie_embeddings, described.tie_embeddings} <= {*architecture.tied_by_file}:
         return described.model_copy(update={"tie_embeddings": model.tie_embeddings})

@@ -115,7 +115,7 @@ def _layout(tokenizer: Path, values: Mapping[str, Any]) -> tokenizer_file.Layout
 
 
 def _has_output(tensors: Tensors, architecture: Architecture) -> bool:
-    """Whether a file holds an output matrix that is not its embedding: transformers then does not tie them."""
+    """True where a file holds an output matrix that is not its embedding: transformers then does not tie them."""
     import torch
 
     output, embedding = architecture.tied[0], "shared.weight"
@@ -168,7 +168,7 @@ def shapes_of(model: ResolvedModel) -> dict[str, tuple[int, ...]]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether it is a directory of ours."""
+    """True where a path is a directory with a model and weights of lit-llm."""
     return (path / MODEL).is_file() and (path / WEIGHTS).is_file()
 
 

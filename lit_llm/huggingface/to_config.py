@@ -105,8 +105,10 @@ def modernbert(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
 
 
 def t5(model: ResolvedModel, tokens: SpecialTokens) -> dict[str, Any]:
-    """`tie_word_embeddings: false` means that outputs are not scaled; whether the file has an output matrix says the
-    rest."""
+    """Keys of the config.json of a T5.
+
+    `tie_word_embeddings: false` means that outputs are not scaled; the file shows by itself if it has an output matrix.
+    """
     attention, network = _attentions(model.decoder)[0], _feed_forward(model.decoder)
     projections = {UNGATED[name]: name for name in UNGATED} | {ACTIVATIONS[name]: f"gated-{name}" for name in UNGATED}
     projections["geglu_tanh"] = "gated-gelu"  # T5's class takes this for the approximation

@@ -37,7 +37,7 @@ _pipe: Connection | None = None  # to the coordinator, in a task's process
 
 
 def stop_requested() -> bool:
-    """Whether this process was asked to stop. A long function polls this, saves its state and returns."""
+    """True where this process was asked to stop. A long function polls this, saves its state and returns."""
     return _stop
 
 

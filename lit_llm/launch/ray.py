@@ -61,7 +61,7 @@ class RayEngine:
         self._address = ""
 
     def obstacle(self, needs: Needs) -> str | None:
-        """What no node of the cluster has, or None."""
+        """Needs that no node of the cluster has, in words, or None."""
         self._connect(self.settings.address)
         return lacking(needs, self._request("nodes"), self._address)
 
@@ -214,7 +214,7 @@ class _DriverProcess:
 
 
 def lacking(needs: Needs, nodes: Sequence[Mapping[str, Any]], cluster: str) -> str | None:
-    """What no node has; None where a node has it all."""
+    """Needs that no node has, in words; None where a node has them all."""
     if needs.gpus > 1 and not float(needs.gpus).is_integer():
         return f"Ray gives out whole GPUs above 1, not {needs.gpus:g}"
     if needs.nodes > 1:

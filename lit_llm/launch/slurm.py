@@ -44,7 +44,7 @@ class SlurmEngine:
         self.settings = settings or SlurmSettings()
 
     def obstacle(self, needs: Needs) -> str | None:
-        """What no partition has, else the words by which SLURM refuses such a job, or None."""
+        """Needs that no partition has, else the words by which SLURM refuses such a job, or None."""
         if not float(needs.gpus).is_integer():
             return f"SLURM gives out whole GPUs, not {needs.gpus:g}; several runs share one by --slots-per-device"
         partitions = read_partitions(_call("sinfo", "--Node", "--noheader", "--format=%P|%c|%m|%G|%l|%N"))

@@ -53,7 +53,7 @@ def read_partitions(text: str) -> list[Partition]:
 
 
 def missing(needs: Needs, partitions: Sequence[Partition], gpu_type: str | None = None) -> str | None:
-    """What no partition has for a place; None where one has it all."""
+    """Needs of a place that no partition has, in words; None where one has them all."""
     name = " and ".join(partition.name for partition in partitions)
     gpu = f"{gpu_type} GPUs" if gpu_type else "GPUs"
     amounts: list[tuple[str, float, Callable[[Node], float]]] = [

@@ -171,7 +171,7 @@ def _differing_settings(old: Section, new: Section) -> Iterator[Altered]:
 
 
 def _is_used(side: Side, name: str, sources: Sources, used: set[tuple[Side, str]]) -> bool:
-    """Whether a source's parameter is used; for a source of both sides, on either side."""
+    """True where a source's parameter is used; for a source of both sides, on either side."""
     sides = [other for other in sources if sources[other] is sources[side]]
     return any((other, name) in used for other in sides)
 

@@ -14,7 +14,8 @@ from lit_llm.models.stacks import Stack
 
 
 class SharingStack(Stack):
-    """
+    """Stack of a self-decoder and a cross-decoder, whose layers share keys and values made once:
+
     x ─ self-decoder's layers ─┬─ cross-decoder's layers ─ norm ─▶
                                └─ norm ─ shared_kv ─▲ (each of them)
 
@@ -51,7 +52,7 @@ class SharingStack(Stack):
 
 
 class DecoderDecoder(DecoderOnly):
-    """embedding ─ drop ─ self-decoder ─▶ shared keys and values ─▶ cross-decoder ─ unembedding"""
+    """YOCO: embedding ─ drop ─ self-decoder ─▶ shared keys and values ─▶ cross-decoder ─ unembedding"""
 
     stack = SharingStack
     decoder: SharingStack

@@ -35,7 +35,8 @@ from lit_llm.models.resolved import ResolvedModel
 
 
 class DoubleDecoder(CausalLM, WithEncoder):
-    """
+    """Two causal stacks, of which the second reads the first one's states of earlier blocks:
+
     x ─┬─ drop ─ encoder ─▶ states of earlier blocks ─┐
        └─ drop ─ decoder within the own block ◀───────┘ ─ unembedding
     """

@@ -42,7 +42,7 @@ class LanguageModel(nn.Module, ABC):
 
     @property
     def unembedding(self) -> Unembedding:
-        """Maps hidden states to logits."""
+        """The map of hidden states to logits."""
         weight_VD = self.embedding.weight if self.output is None else self.output.weight
         multiplier, softcap = output_multiplier(self.config), self.config.output.softcap
         return Unembedding(weight_VD, self.output_bias, softcap, self.head, self.compiled_terms, multiplier)

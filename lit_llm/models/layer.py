@@ -41,7 +41,7 @@ class Layer(Section):
 
     @property
     def for_last_token(self) -> bool:
-        """Whether the layer processes only the last token of a prompt."""
+        """True where the layer processes only the last token of a prompt."""
         return any(part.for_last_token for _, part in self.parts)
 
     @model_serializer(mode="wrap")

@@ -83,7 +83,7 @@ class ResolvedModel(Section):
         return self.family == "encoder_decoder"
 
     def in_earlier_blocks(self, tokens: float) -> float:
-        """Of a row of `tokens`, those before the block of the last one."""
+        """Number of tokens of a row that stand before the block of its last token."""
         assert self.block is not None
         return (tokens - 1) // self.block * self.block if tokens >= 1 else 0
 

@@ -27,7 +27,7 @@ PRODUCTS: tuple[ParameterKind, ...] = ("query", "key", "value", "up", "out", "hi
 
 
 class ParameterRole(NamedTuple):
-    """What initial values and learning rates depend on."""
+    """Role of a parameter, on which its initial values and learning rate depend."""
 
     kind: ParameterKind
     shape: TensorShape

@@ -22,7 +22,8 @@ from lit_llm.models.scaling import residual_factors
 
 
 class Block(nn.Module):
-    """
+    """One layer of a stack:
+
     x ─┬─ norm ─ self_attention ─ drop ─(+)─┬─ norm ─ cross_attention ─ drop ─(+)─┬─ norm ─ feed_forward ─ drop ─(+)─▶
        └─────────────────────────────────┘  │        ▲ encoder_BSD             │  └────────────────────────────────┘
                                             └──────────────────────────────────┘

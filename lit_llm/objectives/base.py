@@ -37,7 +37,7 @@ class Lengths(NamedTuple):
 
     @property
     def read(self) -> float:
-        """All tokens that the model reads, of an objective whose target follows its source."""
+        """Number of tokens that the model reads, of an objective whose target follows its source."""
         return self.source + self.target + self.given
 
 

@@ -16,7 +16,7 @@ Objective = Annotated[CausalLM | PrefixLM | SpanCorruption | UL2 | MaskedLM | An
 
 
 def continues(family: str) -> bool:
-    """Whether a family continues a prefix token by token, as the primary metric and instructions require."""
+    """True where a family continues a prefix token by token, as the primary metric and instructions require."""
     return family != "encoder_only"
 
 

@@ -217,7 +217,7 @@ def _choose_columns(table: Table, wanted: Sequence[str], metric: str) -> Table:
 
 
 def _begins_with(head: str, name: str) -> bool:
-    """Whether a heading is a column's name with an addition, as `difference [95%]` is."""
+    """True where a heading is a column's name with an addition, as `difference [95%]` is."""
     return re.match(rf"{re.escape(name)}\b[ ,[(]", head) is not None
 
 

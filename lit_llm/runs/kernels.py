@@ -77,7 +77,7 @@ def compiled_saves(experiment: Experiment, stage: Trained, step: float) -> float
 
 
 def strategy_of(experiment: Experiment, stage: Trained) -> Shared | None:
-    """What the devices of a stage's training share; None for one device."""
+    """Strategy of a stage's training on several devices, `ddp` or `fsdp`; None for one device."""
     training = experiment.section(stage).training
     execution = training.execution
     if execution.ranks == 1:
@@ -110,7 +110,7 @@ def training_of(experiment: Experiment, stage: Trained) -> TrainingConfig:
 
 
 def lengths_vary(experiment: Experiment, stage: Trained) -> bool:
-    """Whether the numbers of tokens in a row of source or target differ between the batches of a stage."""
+    """True where the numbers of tokens in a row of source or target differ between the batches of a stage."""
     pretrain = experiment.pretrain
     if stage == "finetune" or pretrain.training.sequence_warmup is not None:
         return True

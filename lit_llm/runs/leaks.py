@@ -221,7 +221,7 @@ OTHER_TOKENIZER = (
 
 
 def same_tokenizer(one: Experiment, other: Experiment, store: Store) -> bool | None:
-    """Whether two experiments have the same tokens under the same ids; None where a tokenizer is not trained yet.
+    """True where two experiments have the same tokens under the same ids; None where a tokenizer is not trained yet.
 
     Compares the trained files, not the settings or the training text.
     """

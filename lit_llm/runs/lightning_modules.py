@@ -108,7 +108,7 @@ class LitExperiment(LitModel):
 
 
 class LitData(L.LightningDataModule):
-    """What a stage of an experiment reads: the batches of a run, in its order, and its evaluations.
+    """Data of a stage of an experiment: the batches of a run, in its order, and its evaluations.
 
     Batch k depends on the seed and k alone, so a resumed training reads what an uninterrupted one would. Each held-out
     split is one item of its loader, since its metrics are sums over documents and sources. Tokens are kept in a store,

@@ -52,7 +52,7 @@ def provenance(
     weights: str | None = None,
     trainer: TrainerParts | None = None,
 ) -> dict[str, Any]:
-    """All that a result of this process depends on besides its configuration.
+    """Provenance of a result of this process: all that it depends on besides its configuration.
 
     evaluates: for an evaluation after the stage. weights: digest of the initial weights. trainer: what the user adds to
     the Trainer; the parts in force when absent.
@@ -135,7 +135,7 @@ rounding alone: a note of a comparison names them."""
 
 
 def same_provenance(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    """Whether one experiment gives the same numbers under both provenances, from the same weights."""
+    """True where one experiment gives the same numbers under both provenances, from the same weights."""
     return all(left.get(key) == right.get(key) for key in (*REPEATABLE, "weights"))
 
 

@@ -99,7 +99,7 @@ def _record_error(error: Exception, stage: Stage, store: Store, should_stop: Cal
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a lack of memory, of a GPU or of the machine."""
+    """True where an error is a lack of memory, of a GPU or of the machine."""
     name, text = type(error).__name__, str(error)
     # On a GPU filled by other processes, creating the context or the libraries' memory fails.
     phrases = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")

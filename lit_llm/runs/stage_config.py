@@ -85,7 +85,7 @@ def halve_micro_batch(stage: Stage) -> int | None:
 
 
 def is_frozen(stage: Stage) -> bool:
-    """Whether a stage's configuration exists, undamaged."""
+    """True where a stage's configuration exists, undamaged."""
     try:
         return is_signed(read_verified(stage.config_file))
     except (FileNotFoundError, Damaged):

@@ -30,7 +30,7 @@ class StageData:
 
 
 def pretraining_data(experiment: Experiment, data: Prepared) -> StageData:
-    """What the pretraining reads."""
+    """Batches and evaluations of the pretraining."""
     section, family = experiment.pretrain, experiment.model.family
     begin = windows_before(experiment)
     batches = TrainBatches(data, section.objective, family, section.masks, experiment.seed, begin, section)
@@ -44,7 +44,7 @@ def pretraining_data(experiment: Experiment, data: Prepared) -> StageData:
 
 
 def finetuning_data(experiment: Experiment, data: Prepared, examples: ExampleSet) -> StageData:
-    """What the finetuning reads. data: the text of the pretraining, for its tokenizer."""
+    """Batches and evaluations of the finetuning. data: the text of the pretraining, for its tokenizer."""
     section, family = experiment.finetune, experiment.model.family
     assert section is not None
     packed = section.data.packing == "greedy"

@@ -39,7 +39,7 @@ ShouldStop = Callable[[], bool]
 
 @dataclass(frozen=True)
 class Control:
-    """What decides the end of a stage before its last step."""
+    """Requests that end a stage before its last step."""
 
     should_stop: ShouldStop = lambda: False
     should_prune: ShouldPrune | None = None

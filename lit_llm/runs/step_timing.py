@@ -81,7 +81,7 @@ class Setting:
 
     @property
     def uses_cpu_time(self) -> bool:
-        """Whether to measure CPU time instead of wall time: for one CPU thread, so that other load does not count."""
+        """True where CPU time is measured, not wall time: for one CPU thread, so that other load does not count."""
         return self.device == "cpu" and self.threads == 1
 
 

@@ -67,7 +67,7 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """All parts, without tasks."""
+        """Sum of all parts, without tasks."""
         return self.before + self.run + self.finetune + sum(self.evaluations.values())
 
 

@@ -88,7 +88,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """All arms, with notes on their numbers."""
+    """Comparison of all arms with their baselines, with notes on the numbers."""
 
     metric: str
     rows: tuple[Row, ...]
@@ -121,7 +121,7 @@ class Comparison:
 
     @property
     def has_results(self) -> bool:
-        """Whether any run has ended with a value or diverged."""
+        """True where any run has ended with a value or diverged."""
         return any(row.mean is not None or row.diverged for row in self.rows)
 
     def csv(self) -> str:
@@ -155,7 +155,7 @@ class Comparison:
         return pandas.read_csv(io.StringIO(self.csv()))
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as plain data."""
+        """The comparison as plain data."""
         return asdict(self)
 
 

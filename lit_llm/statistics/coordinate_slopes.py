@@ -47,7 +47,7 @@ class PartSlopes:
 
     @property
     def verdict(self) -> Literal["", "grows", "vanishes"]:
-        """How the part breaks, or ''.
+        """Direction in which the part breaks with the size, or ''.
 
         Activations may fall with the size, as logits at the start do in mup: their changes may not. By depth the change
         of the residual stream may: it is the sum of more branches, divided by their number, and begins at random.

@@ -55,7 +55,7 @@ def evenly(low: float, high: float, points: int = 21) -> list[float]:
 
 
 def holds(estimated: Estimate, value: float) -> bool:
-    """Whether the interval contains a value; an estimate without an interval contains every value."""
+    """True where the interval contains a value; an estimate without an interval contains every value."""
     low, high = estimated.low, estimated.high
     return (low is None or low <= value) and (high is None or value <= high)
 

@@ -31,7 +31,7 @@ class DifferenceTest:
 
 @dataclass(frozen=True)
 class FalseDiscoveries:
-    """All tests of a store together."""
+    """The tests of a store together, and how many of their findings may be false."""
 
     studies: int
     """Studies that tested a difference."""

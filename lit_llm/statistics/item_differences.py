@@ -63,7 +63,7 @@ class ItemTest:
 
 @dataclass(frozen=True)
 class ItemComparison:
-    """Two arms, item by item."""
+    """Comparison of two arms, item by item."""
 
     metric: str
     arms: tuple[str, str]

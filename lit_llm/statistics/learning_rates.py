@@ -62,7 +62,7 @@ class LRRow:
 
 @dataclass(frozen=True)
 class LearningRates:
-    """All groups of one factor."""
+    """Sensitivity of each group of arms to one learning rate."""
 
     factor: str
     margin: float

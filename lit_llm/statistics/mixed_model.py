@@ -282,7 +282,7 @@ class _Model:
 
 
 def _distinguishable(centred: Sequence[Any], degrees: int) -> bool:
-    """Whether the random effects' covariances and the residual's are linearly independent around the arms' means."""
+    """True where the random effects' covariances and the residual's are linearly independent around the arms' means."""
     import numpy as np
 
     overlap = np.full((len(centred) + 1, len(centred) + 1), float(degrees))

@@ -48,7 +48,7 @@ class RunResult:
         return "diverged" if state == "done" and self.is_not_finite(metric) else state
 
     def is_not_finite(self, metric: str) -> bool:
-        """Whether the metric was measured and is not finite: null in a result."""
+        """True where the metric was measured and is not finite: null in a result."""
         measured = self.result.get("metrics", {})
         return metric in measured and (measured[metric] is None or not math.isfinite(measured[metric]))
 
@@ -111,7 +111,7 @@ def values_by_arm(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -
 
 
 def noise_of_kept(kept: Sequence[RunResult], metric: str, procedure: Procedure = Procedure()) -> Noise:
-    """What is known of the noise of a metric: the procedure's variance, and each document's influence."""
+    """Noise of a metric: the procedure's variance, and each document's influence."""
     return Noise(procedure.variance, _influences(kept, metric), procedure.families)
 
 
@@ -128,7 +128,7 @@ def _influences(kept: Sequence[RunResult], metric: str) -> Influences:
 
 
 def missing_reason(run: RunResult, metric: str) -> str:
-    """Why a run has no value in the comparison."""
+    """Reason why a run has no value in the comparison."""
     if run.state_of(metric) != "done":
         return run.state_of(metric)
     return "of other code or another device" if run.metric(metric) is not None else f"no {metric}"

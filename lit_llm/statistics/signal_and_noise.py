@@ -54,7 +54,7 @@ class SignalAndNoise:
 
     @property
     def differs(self) -> bool | None:
-        """Whether any two arms are shown to differ; None where the signal has no interval."""
+        """True where any two arms are shown to differ; None where the signal has no interval."""
         low = self.signal.low if self.signal else None
         return None if low is None else low > 0
 

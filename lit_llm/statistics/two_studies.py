@@ -31,7 +31,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class TwoStudies:
-    """Two studies side by side."""
+    """Comparison of two studies: which of their differences agree, and which changed."""
 
     names: tuple[str, str]
     questions: tuple[str, str]
@@ -49,7 +49,7 @@ class TwoStudies:
     """Arms that are baselines in both studies."""
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as plain data."""
+        """The comparison as plain data."""
         return asdict(self)
 
 

@@ -23,7 +23,7 @@ FILE = "claim.json"
 
 
 class Superseded(Exception):
-    """Another process has taken over the stage; this one writes nothing to it any more."""
+    """Error of a process whose stage another one has taken over: it may write nothing to it any more."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def read_verified(path: Path) -> str:
 
 
 def is_signed(text: str) -> bool:
-    """Whether a text begins with its digest, even if a bit of the digest's key is flipped."""
+    """True where a text begins with its digest, even if a bit of the digest's key is flipped."""
     match = _KEYED.match(text)
     return match is not None and sum(map(str.__ne__, match[1] or match[2], KEY)) <= 1
 

@@ -43,7 +43,7 @@ POLL = 0.2
 
 
 class Busy(Exception):
-    """Another process holds the lock."""
+    """Error where another process holds the lock."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ LEFT_OUT = ("coordinators", "places", "lock", "claim.json")
 
 @dataclass
 class Copied:
-    """What was copied."""
+    """Counts of copied stages and files."""
 
     stages: int = 0
     files: int = 0

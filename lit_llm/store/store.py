@@ -112,7 +112,7 @@ class Store:
 
     @property
     def data(self) -> Path:
-        """Tokenised corpora."""
+        """Folder of the tokenised corpora."""
         return self.root / "data"
 
     def stage(self, fingerprint: str) -> Stage:

@@ -149,7 +149,7 @@ def registration_of(folder: Path) -> Registration | None:
 
 
 def _was_compared(folder: Path) -> bool:
-    """Whether a study's folder holds a comparison with a verdict, which somebody may have read."""
+    """True where a study's folder holds a comparison with a verdict, which somebody may have read."""
     try:
         rows = json.loads((folder / "comparison.json").read_text())["rows"]
         return any(row["verdict"] for row in rows)

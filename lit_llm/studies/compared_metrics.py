@@ -58,7 +58,7 @@ _PATTERN = f"^({FINETUNED})?({_ONE_OF}|{_SOURCES}|{EVALUATED}({'|'.join(EVALUATI
 
 
 def is_metric(name: str) -> bool:
-    """Whether a study can compare a metric of this name."""
+    """True where a study can compare a metric of this name."""
     return re.fullmatch(_PATTERN, name) is not None
 
 

@@ -43,7 +43,7 @@ class EarlierArm:
         return max(abs(math.log(mine / theirs)) if mine > 0 and theirs > 0 else math.inf for mine, theirs in pairs)
 
     def is_far(self, planned: PlannedArm) -> bool:
-        """Whether it is another size than the planned arm."""
+        """True where the earlier arm has another size than the planned one."""
         return self.distance(planned) > math.log(FAR)
 
 

@@ -62,7 +62,7 @@ class Fraction:
         return sorted((effect ^ word for word in self.words), key=by_size)
 
     def is_clear(self, effect: int) -> bool:
-        """Whether it is aliased with neither a main effect nor a two-factor interaction."""
+        """True where an effect is aliased with neither a main effect nor a two-factor interaction."""
         return all(alias.bit_count() > 2 for alias in self.aliases(effect))
 
 
@@ -174,7 +174,7 @@ def _designs(factors: int, bits: int, resolution: int) -> Iterator[tuple[list[in
 
 
 def _possible(factors: int, bits: int, resolution: int) -> bool:
-    """Whether there are enough combinations for this resolution (bound of Rao)."""
+    """True where there are enough combinations for this resolution (bound of Rao)."""
     half, odd = divmod(resolution - 1, 2)
     least = sum(comb(factors, i) for i in range(half + 1)) + odd * comb(factors - 1, half)
     return least <= 1 << bits

@@ -94,7 +94,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
 
 
 def place_command(store: Store, write: Callable[[Path], None]) -> Callable[[Path], list[str]]:
-    """What a request needs for each folder: write its manifest there, and return the words of a place's command."""
+    """Function that writes a manifest into a folder, and returns the words of the command of a place there."""
 
     def command(folder: Path) -> list[str]:
         write(folder / MANIFEST)
@@ -179,7 +179,7 @@ def patience_of_places(store: Path) -> float:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the work of places is, read from the store."""
+    """Progress of the work of places, read from the store."""
 
     ended: int
     """Stages or trials that have ended."""
@@ -218,7 +218,7 @@ class Places:
         observer: Observer,
         poll: Callable[[], None],
     ) -> bool:
-        """Have the work done; returns whether it was interrupted. Places outlive an interrupted follower.
+        """Wait for places to do the work; returns whether it was interrupted. Places outlive an interrupted follower.
 
         command: writes what a place needs into a folder, and returns the words of the place's command.
         """

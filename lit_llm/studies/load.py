@@ -133,7 +133,7 @@ class Ablation:
 
     @property
     def is_experiment(self) -> bool:
-        """Whether it is a single experiment, without arms to compare."""
+        """True for a single experiment, without arms to compare."""
         return not self.study.arms and self.study.grid is None
 
     def root(self, arm: Arm) -> Arm:
@@ -269,7 +269,7 @@ def _check_metric(study: Study, arms: Sequence[Arm], document: ConfigNode) -> No
 
 
 def _has_test(experiment: Experiment, stage: str) -> bool:
-    """Whether a stage's data has a test split."""
+    """True where a stage's data has a test split."""
     if stage == "finetune":
         return experiment.finetune is not None and experiment.finetune.data.has_test
     return experiment.pretrain.data.has_test
@@ -350,7 +350,7 @@ def _further_problems(
 
 
 def is_study(source: str) -> bool:
-    """Whether `source` is a study file, not a preset or an experiment."""
+    """True where `source` is a study file, not a preset or an experiment."""
     return not is_preset(source) and os.path.isfile(source) and bool(_STUDY_KEYS & read_file(Path(source)).value.keys())
 
 

@@ -39,7 +39,7 @@ class Manifest:
 def follow_stages(
     places: Places, study: Path, manifest: Manifest, store: Store, observer: Observer, poll: Callable[[], None]
 ) -> bool:
-    """Have places compute the stages of a manifest; returns whether it was interrupted."""
+    """Let places compute the stages of a manifest; returns whether it was interrupted."""
     picker = picker_of(store, manifest.stages)
 
     def progress() -> Progress:

@@ -74,7 +74,7 @@ class MetricNoise:
 
 @dataclass(frozen=True)
 class NoiseReport:
-    """Every metric of every size."""
+    """Signal and noise of each metric at each size, with notes."""
 
     rows: tuple[MetricNoise, ...]
     notes: tuple[str, ...]
@@ -160,7 +160,7 @@ def noise_of(studies: Sequence[tuple[Ablation, Sequence[RunWithResult]]], metric
 
 
 def decides(name: str) -> bool:
-    """Whether arms are compared by a tracked metric: a loss or a score of held-out text or of an evaluation."""
+    """True where arms are compared by a tracked metric: a loss or a score of held-out text or of an evaluation."""
     known, bare = metric_of(name), name.removeprefix(FINETUNED)
     across = known is None or known.across_objectives
     return bare.startswith((*SPLITS.values(), EVALUATED)) and direction(name) is not None and across

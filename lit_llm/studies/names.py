@@ -78,13 +78,13 @@ class Names:
 
     @cached_property
     def spread(self) -> bool:
-        """Whether arms are printed as rows of levels. A fraction prints letters instead."""
+        """True where arms are printed as rows of levels. A fraction prints letters instead."""
         grid = self.ablation.study.grid
         return grid is not None and grid.design != "fractional_factorial"
 
     @cached_property
     def grouped(self) -> bool:
-        """Whether there is more than one named arm."""
+        """True where there is more than one named arm."""
         return len({arm.group for arm in self.ablation.arms}) > 1
 
     @cached_property

@@ -35,7 +35,7 @@ class Observer:
         """A run that ended is about to be restarted automatically."""
 
     def poll(self) -> None:
-        """Called regularly, to read the store."""
+        """Read the store; called regularly."""
 
     def finished(self) -> None:
         """The last run has ended."""

@@ -81,5 +81,5 @@ def choices_of(cores: int, most: int) -> list[tuple[int, int]]:
 
 
 def fastest_first(throughputs: list[Throughput]) -> tuple[Throughput, ...]:
-    """By steps per second of all runs together."""
+    """The throughputs, sorted by steps per second of all runs together."""
     return tuple(sorted(throughputs, key=lambda each: each.steps_per_second, reverse=True))

@@ -107,7 +107,7 @@ class Plan:
 
     @property
     def busy(self) -> bool:
-        """Whether the machine was busy when something was timed by the wall clock, as throughputs always are."""
+        """True where the machine was busy when something was timed by the wall clock, as throughputs always are."""
         timings = self.estimate.timings if self.estimate else ()
         by_wall_clock = (timing for step, timing in timings if self.throughputs or not step.setting.uses_cpu_time)
         return any(timing.load > BUSY for timing in by_wall_clock)

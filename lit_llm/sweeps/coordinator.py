@@ -240,7 +240,7 @@ class Coordinator:
         return None if kind == "none" else "seeds" if kind == "wilcoxon" else "validations"
 
     def _answer(self, task: Task, question: tuple[int, dict[str, float] | None]) -> bool:
-        """Whether a trial is to be pruned; the answer to its process, which waits for it."""
+        """True where a trial is to be pruned; the answer to its process, which waits for it."""
         trial, (step, metrics) = self.running[task.name], question
         if metrics is None:  # after a whole run; `step` is then the index of its seed
             value = self._metric_value(self.store.stage(trial.fingerprints[step]), self.search.goals[0])
@@ -248,7 +248,7 @@ class Coordinator:
         return self._should_prune(trial, step, metrics)
 
     def _should_prune(self, trial: Trial, step: int, metrics: Mapping[str, float | None]) -> bool:
-        """Whether a trial is to be pruned, given its metrics after a step."""
+        """True where a trial is to be pruned, given its metrics after a step."""
         value = metrics.get(self.search.goals[0])
         if value is None:
             return False

@@ -45,7 +45,7 @@ class SweepManifest:
 
 
 def follow_trials(places: Places, manifest: SweepManifest, coordinator: Coordinator, news: Callable[[], None]) -> bool:
-    """Have places run the trials of a sweep; returns whether it was interrupted, or given up before its end."""
+    """Let places run the trials of a sweep; returns whether it was interrupted, or given up before its end."""
     trials, command = coordinator.trials, place_command(coordinator.store, manifest.write)
     last = Progress(0, False, False)
 

@@ -57,7 +57,7 @@ class Searched:
 
     @property
     def failed(self) -> bool:
-        """Whether there are failed trials that were not retried."""
+        """True where there are failed trials that were not retried."""
         return any(trial.state in ("failed", "out_of_memory") and not trial.retried for trial in self.trials)
 
     @property

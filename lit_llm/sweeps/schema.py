@@ -106,7 +106,7 @@ class Objective(Section):
 
     @property
     def is_cost_figure(self) -> bool:
-        """Whether it is a figure of the cost, which needs no training."""
+        """True where the goal is a figure of the cost, which needs no training."""
         return self.metric in COST_FIGURES
 
 

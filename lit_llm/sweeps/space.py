@@ -384,7 +384,7 @@ def _key_conflicts(dimensions: Sequence[Dimension]) -> Iterator[Problem]:
 
 
 def _exclude_each_other(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    """Whether two conditions exclude each other."""
+    """True where two conditions exclude each other."""
 
     def options(wanted: Any) -> set[str]:
         return {_canonical_json(item) for item in (wanted if isinstance(wanted, list | tuple) else [wanted])}
@@ -406,7 +406,7 @@ def _holds(when: Mapping[str, Any], point: Point, values: Mapping[str, Any]) -> 
 
 
 def _matches(value: Any, wanted: Any) -> bool:
-    """Whether a value equals the wanted one, or one of a list of wanted values."""
+    """True where a value equals the wanted one, or one of a list of wanted values."""
     options = wanted if isinstance(wanted, list | tuple) else ()
     return _canonical_json(value) in {_canonical_json(wanted), *map(_canonical_json, options)}
 

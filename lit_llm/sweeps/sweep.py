@@ -78,7 +78,7 @@ class Search:
 
     @property
     def trains(self) -> bool:
-        """Whether a trial has to be trained; not where all goals are figures of the cost."""
+        """True where a trial has to be trained; not where all goals are figures of the cost."""
         return not all(goal.is_cost_figure for goal in self.sweep.optimize)
 
     def excess(self, experiment: Experiment) -> dict[str, float]:
@@ -119,7 +119,7 @@ def figures(experiment: Experiment) -> dict[str, Any]:
 
 
 def is_sweep(source: str, store: Store | None = None) -> bool:
-    """Whether `source` is a sweep file, or the name of a sweep in a store."""
+    """True where `source` is a sweep file, or the name of a sweep in a store."""
     if is_preset(source) or os.path.isfile(source):
         return not is_preset(source) and "sweep" in read_file(Path(source)).value
     return store is not None and _stored_file(source, store) is not None
@@ -358,7 +358,7 @@ def _constraints(sweep: Sweep, document: ConfigNode, problems: list[Problem]) ->
 
 
 def _holds(constraints: Sequence[Constraint], experiment: Experiment) -> bool:
-    """Whether an experiment satisfies the constraints; a constraint that cannot be computed is not satisfied."""
+    """True where an experiment satisfies the constraints; a constraint that cannot be computed is not satisfied."""
     if not constraints:
         return True
     values = figures(experiment)

@@ -58,7 +58,7 @@ class Trial:
 
     @property
     def counts(self) -> bool:
-        """Whether it counts towards the budget."""
+        """True where the trial counts towards the budget."""
         return self.state not in NOT_COUNTED and not self.retried
 
 

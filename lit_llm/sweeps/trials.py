@@ -275,7 +275,7 @@ class Trials:
 
     @property
     def over(self) -> bool:
-        """Whether every arm has all its trials, and all have ended."""
+        """True where every arm has all its trials, and all have ended."""
         trials = self.all()
         running = any(trial.counts and trial.state == "running" for trial in trials)
         return not running and self._wanting(trials).keys() <= self.exhausted.keys()
@@ -288,7 +288,7 @@ class Trials:
         return lost or not self._wanting(trials).keys() <= self.exhausted.keys()
 
     def _is_leased(self, trial: Trial) -> bool:
-        """Whether a live coordinator runs the trial."""
+        """True where a live coordinator runs the trial."""
         if trial.coordinator is None:
             return False
         return trial.coordinator == self._me or is_alive(self.folder, trial.coordinator)

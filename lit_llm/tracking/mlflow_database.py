@@ -54,7 +54,7 @@ def _migrate(address: str) -> None:
 
 
 def _is_unfinished(database: Path) -> bool:
-    """Whether MLflow's first migration was interrupted, so that there is no run yet."""
+    """True where MLflow's first migration was interrupted, so that there is no run yet."""
     if not database.stat().st_size:
         return True
     try:

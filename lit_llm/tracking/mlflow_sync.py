@@ -187,7 +187,7 @@ class MlflowSync:
         self._opened = False  # a later sync opens the parent again
 
     def is_complete(self, complete: str, runs: Set[tuple[str, str, str]]) -> bool:
-        """Whether a sqlite database still has the study as `finish` closed it, with this digest and these runs.
+        """True where a sqlite database still has the study as `finish` closed it, with this digest and these runs.
 
         Reads it without MLflow, whose import takes seconds. Looks at runs, states and tags, not at metrics, parameters
         or artifacts. False for a server, for a database that is missing or broken, and for a moved store.

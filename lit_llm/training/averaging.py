@@ -24,7 +24,7 @@ class _Averaging(Section):
         return None
 
     def shortfall(self, steps: int, max_steps: int) -> str:
-        """What the average lacks where the training ends after so many steps; '' for nothing."""
+        """Reason why the average is incomplete where the training ends after so many steps, or ''."""
         return ""
 
     def scaled(self, ratio: float) -> Self:

@@ -61,7 +61,7 @@ class ExpertBalance:
         return total * sum(piece.counts)
 
     def take_choices(self, device: torch.device) -> Tensor:
-        """How often each expert of each layer was chosen since the last call, as one row."""
+        """Number of times that each expert of each layer was chosen since the last call, as one row."""
         chosen, self._chosen = self._chosen, []
         return torch.stack(chosen).sum(0).float() if chosen else torch.zeros(0, device=device)
 

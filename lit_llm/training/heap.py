@@ -16,7 +16,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 @cache
 def keep_freed_memory() -> bool:
-    """Have malloc keep what is freed, for the rest of this process.
+    """Make malloc keep freed memory, for the rest of this process.
 
     Returns False where the C library is not glibc, or where it refuses a setting.
     """

@@ -42,7 +42,7 @@ class _Warmup(Section):
 
     @property
     def decays(self) -> bool:
-        """Whether the learning rate decays below its peak until the end of training."""
+        """True where the learning rate decays below its peak until the end of training."""
         return getattr(self, "final_fraction", 1.0) < 1.0
 
     def trunks(self, max_steps: int) -> tuple[int, ...]:

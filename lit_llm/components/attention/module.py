@@ -96,7 +96,8 @@ def rotation_of(context: ForwardContext, positions: str, config: ResolvedAttenti
 
 
 class SharedKeyValues(Heads):
-    """
+    """Keys and values that are made once for several layers:
+
     x ─┬ k ─[norm k]─[RoPE]─▶ keys
        └ v ─[norm v]────────▶ values of all layers that share them
 
@@ -118,7 +119,8 @@ class SharedKeyValues(Heads):
 
 
 class Attention(Heads, LayerPart):
-    """
+    """Multi-head attention of an input to a memory:
+
     x ────── q ─[norm q]─[RoPE]─┐         [bias]
     memory ┬ k ─[norm k]─[RoPE]─┼─ softmax(QKᵀ/√K)V ─[head norm | concat norm]─[×]─ out ─[after_out norm]─▶
            └ v ─[norm v]────────┘  within [window], [softcap]                   │
@@ -363,7 +365,8 @@ class CrossAttention(Attention):
 
 
 class MergedAttention(SelfAttention, CrossAttention):
-    """
+    """An attention whose memory is its input and the encoder's output, in one softmax:
+
     x ──────┬─ q ─[norm]─[RoPE]─────────────────┐
             ├─ k ─[norm]─[RoPE]─┬─ concatenated ─┼─ softmax over source and target ─▶ as in `Attention`
     source ─┴─ k ─[norm]─[RoPE]─┘   (v alike)    │
@@ -413,7 +416,8 @@ class MergedAttention(SelfAttention, CrossAttention):
 
 
 class SharingAttention(Attention):
-    """
+    """An attention to the keys and values of a `SharedKeyValues`:
+
     x ─ q ─[norm q]─[RoPE]─┐
     shared keys ───────────┼─ softmax(QKᵀ/√K)V ─▶ as in `Attention`
     shared values ─────────┘

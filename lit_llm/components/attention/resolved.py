@@ -87,7 +87,7 @@ class ResolvedAttention(Part):
 
     @property
     def window_sides(self) -> Window | None:
-        """Visible keys are fewer than (n, m) tokens (before, after) the query; None: all."""
+        """(n, m): visible keys are fewer than n tokens before the query and m after it; None: all are visible."""
         return None if self.window is None else (self.window, self.window_right or self.window)
 
     @property
@@ -148,7 +148,7 @@ class ResolvedAttention(Part):
 
     @property
     def shared_kv(self) -> bool:
-        """Whether keys and values are made once for several layers (YOCO, arXiv 2405.05254), and not here."""
+        """True where keys and values are made once for several layers (YOCO, arXiv 2405.05254), and not here."""
         return self.place == "shared"
 
     @property

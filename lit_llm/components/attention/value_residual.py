@@ -21,7 +21,8 @@ class FirstValues:
 
 
 class ValueResidual(nn.Module):
-    """
+    """Mix of a layer's values with those of the stack's first layer:
+
     first layer's v ─ λ₁ ─(+)─▶
     v ─────────────── λ₂ ──┘        (in the first layer v ─▶, which is kept for the others)
     """

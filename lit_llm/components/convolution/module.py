@@ -47,7 +47,8 @@ def neighbours_that_count(form: Form, runs_BT: Tensor | None) -> tuple[Tensor | 
 
 
 class ShortConvolution(nn.Module):
-    """
+    """A depthwise convolution over the few tokens around each:
+
     x ─┬─ weighted sum of neighbours, entry by entry ─[+ bias]─(+)─[swish]─▶
        └─────────────────────────────────────────────[residual]┘
     """

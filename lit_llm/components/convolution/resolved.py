@@ -29,7 +29,7 @@ KERNEL = 4
 
 
 class Form(NamedTuple):
-    """What a short convolution computes; by default that of a decoder's Canon layers."""
+    """Form of a short convolution; by default that of a decoder's Canon layers."""
 
     width: int = KERNEL
     """Neighbours that are summed, the token itself among them."""

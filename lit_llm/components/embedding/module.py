@@ -44,7 +44,7 @@ class Unembedding:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def states(self, hidden: Tensor) -> Tensor:
-        """What the matrix reads: ... x D -> ... x D."""
+        """States that the matrix reads: ... x D -> ... x D."""
         states = hidden if self.head is None else self.head(hidden)
         return states if self.multiplier == 1 else states * self.multiplier
 

@@ -52,7 +52,8 @@ class Router(Linear):
 
 
 class Experts(LayerPart):
-    """
+    """A mixture of experts in place of a layer's feed-forward network:
+
     x ─┬─ router ─▶ which experts, with which weights
        ├─ each expert, for its tokens alone ─(× weight)─(+)─▶
        └─[shared]────────────────────────────────────────┘

@@ -40,7 +40,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(LayerPart):
-    """
+    """The feed-forward network of a layer, with or without a gate:
+
     x ──┬─ gate ─ activation ─(×)─[drop]─ down ─▶     (without a gate: x ─ up ─ activation ─[drop]─ down ─▶)
         └─ up ────────────────┘                         [convolutions] of x, or of what gate and up make
     """

@@ -36,12 +36,12 @@ class NormConfig(Section):
 
     @property
     def before(self) -> bool:
-        """Whether a block reads a normed input."""
+        """True where a block reads a normed input."""
         return self.placement in ("pre", "sandwich", "parallel")
 
     @property
     def after(self) -> bool:
-        """Whether a block's output is normed."""
+        """True where a block's output is normed."""
         return self.placement in ("sandwich", "output")
 
     @model_validator(mode="after")

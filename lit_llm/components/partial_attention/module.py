@@ -13,7 +13,8 @@ from lit_llm.components.partial_attention.resolved import ResolvedPartialAttenti
 
 
 class PartialAttention(CrossAttention):
-    """
+    """An attention to the source in the row, which a small network adapts:
+
     x ───────────────────────────────────────────┐
     source ─ a1 ─ relu ─┬─ a2 ─(+)─ memory ─ attention ─▶
                         └───────┘

@@ -132,6 +132,6 @@ def stability(study: FigureData) -> Iterator[Drawn]:
 
 
 def _moves(lines: Mapping[str, Sequence[Line]]) -> bool:
-    """Whether any line has two points, and any value is not zero."""
+    """True where any line has two points, and any value is not zero."""
     every = [line for group in lines.values() for line in group]
     return any(len(line.x) > 1 for line in every) and any(y for line in every for y in line.y)

@@ -185,7 +185,7 @@ def _value(value: Any) -> str:
 
 
 def render_two_studies(pair: TwoStudies, width: int) -> RenderableType:
-    """Two studies for the terminal."""
+    """The comparison of two studies, for the terminal."""
     head = Text(" and ".join(pair.names), style="bold")
     first, *further = two_answer(pair)
     return Group(

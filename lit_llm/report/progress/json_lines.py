@@ -154,7 +154,7 @@ class Lines(Observer):
             self.write("progress", **about, **_numbers(now))
 
     def _is_due(self, name: str, step: float) -> bool:
-        """Whether a run or trial has a new step, and its last line is old enough."""
+        """True where a run or trial has a new step, and its last line is old enough."""
         last, when = self._steps.get(name, (-1, -EVERY))
         due = step != last and time.monotonic() - when >= EVERY
         if due:

@@ -176,7 +176,7 @@ def cache_note(plan: Plan) -> str:
 
 
 def generates(arm: Arm) -> bool:
-    """Whether the arm's model generates text, and so has a key-value cache."""
+    """True where the arm's model generates text, and so has a key-value cache."""
     return continues(arm.experiment.model.family)
 
 

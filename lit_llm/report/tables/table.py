@@ -104,7 +104,7 @@ def in_terminal(table: Table, width: int) -> Iterator[RenderableType]:
 
 
 def stacked(tables: Iterable[Table], width: int) -> Iterator[RenderableType]:
-    """Several tables for the terminal, with empty lines between them."""
+    """Tables for the terminal, one below the other, with empty lines between them."""
     for at, table in enumerate(tables):
         yield from (*[Text()] * bool(at), *in_terminal(table, width))
 

@@ -80,7 +80,7 @@ class Trend:
 
 @dataclass(frozen=True)
 class Gate:
-    """All groups against the baseline."""
+    """Gate of a study: the multiplier of each group against the baseline, size by size."""
 
     baseline: str
     metric: str

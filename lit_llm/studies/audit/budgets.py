@@ -102,7 +102,7 @@ def times(ratio: float) -> str:
 
 
 def is_outside(ratio: float) -> bool:
-    """Whether a ratio of two budgets is more than 10% from one, either way."""
+    """True where a ratio of two budgets is more than 10% from one, either way."""
     return not 1 / (1 + TOLERANCE) <= ratio <= 1 + TOLERANCE
 
 
@@ -198,7 +198,7 @@ def _noted_only(ablation: Ablation, excess: Excess, across: str | None, excused:
 
 
 def _follows_from_the_objective(excess: Excess, arm: Arm, baseline: Arm) -> bool:
-    """Whether only the number of loss tokens differs, between arms whose objectives differ."""
+    """True where only the number of loss tokens differs, between arms whose objectives differ."""
     if excess.budgets[0].name != "loss_tokens":
         return False
     return any(under(key, "pretrain.objective") for key in differs(arm, baseline))
@@ -239,12 +239,12 @@ def _log_sizes(
 
 
 def _has_enough_sizes(sizes: Sequence[float], irreducible: bool) -> bool:
-    """Whether a group has more sizes than its power law has parameters."""
+    """True where a group has more sizes than its power law has parameters."""
     return different(sizes) > numbers_of(irreducible)
 
 
 def _overlap(sizes: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether the ranges of two groups' sizes overlap, within the tolerance."""
+    """True where the ranges of two groups' sizes overlap, within the tolerance."""
     return max(min(sizes), min(others)) <= min(max(sizes), max(others)) + log(1 + TOLERANCE)
 
 

@@ -170,7 +170,7 @@ def _default(component: str) -> str:
 
 
 def _is_neutral(value: Any) -> bool:
-    """Whether a value stands for one without effect in the canonical form, as an eps without a norm."""
+    """True where a value stands for one without effect in the canonical form, as an eps without a norm."""
     return value is None or (isinstance(value, bool | float) and not value)
 
 

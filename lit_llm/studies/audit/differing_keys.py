@@ -97,7 +97,7 @@ def audit(
     costs: Mapping[str, Cost] | None = None,
     store: Store | None = None,
 ) -> list[Finding]:
-    """All findings of all arms.
+    """Audit a study: findings of all arms on differences that make a comparison unfair.
 
     Args:
         log: called with one line about a step that takes a while.
@@ -240,7 +240,7 @@ def _compares_tokenizers(metric: str) -> bool:
 
 
 def _same_tokens(arm: Arm, baseline: Arm, store: Store | None) -> bool:
-    """Whether two arms surely have the same tokens: same training of the tokenizer, else equal tokenizer files."""
+    """True where two arms surely have the same tokens: same training of the tokenizer, else equal tokenizer files."""
     one, other = arm.experiment, baseline.experiment
     if one.pretrain.data == other.pretrain.data or identity_of_data(one).tokenizer == identity_of_data(other).tokenizer:
         return True

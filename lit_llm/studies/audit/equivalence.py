@@ -89,7 +89,7 @@ class EquivalenceChecker:
         return self._small[arm.name], pretrain.objective, pretrain.masks, pretrain.data.sequence_length
 
     def same_function(self, one: Arm, other: Arm) -> bool:
-        """Whether two arms assign the same nats to the same targets, with the same gradients.
+        """True where two arms assign the same nats to the same targets, with the same gradients.
 
         A parameter that only one of them has must have no effect. Both must have windows of one length.
         """
@@ -163,7 +163,7 @@ def _gradients(model: LanguageModel, batch: Batch) -> dict[str, Tensor]:
 
 
 def _equal_gradients(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    """Whether two sets of gradients are equal; a parameter that only one of them has needs a zero gradient."""
+    """True where two sets of gradients are equal; a parameter that only one of them has needs a zero gradient."""
     largest = max(float(gradient.abs().max()) for gradient in (*gradients.values(), *expected.values()))
     for name in {*gradients, *expected}:
         left, right = gradients.get(name), expected.get(name)

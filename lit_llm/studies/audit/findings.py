@@ -70,7 +70,7 @@ BY_NAME = (
 
 
 def allows(rule: str, key: str, by_name: bool = False) -> bool:
-    """Whether a rule of `allow` covers a key.
+    """True where a rule of `allow` covers a key.
 
     by_name: the primary metric is measured on this key, so a rule for several keys does not cover it.
     """

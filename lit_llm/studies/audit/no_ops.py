@@ -106,12 +106,12 @@ def _same_function(arm: Arm, twin: Arm) -> Finding:
 
 
 def _compared(arm: Arm, twin: Arm) -> bool:
-    """Whether the two arms belong to one comparison; else each may serve its own."""
+    """True where the two arms belong to one comparison; else each may serve its own."""
     return arm.baseline in (twin.name, twin.baseline)
 
 
 def _from_outside(arms: Sequence[Arm]) -> bool:
-    """Whether an arm has a component of another package, whose code may fail in any way."""
+    """True where an arm has a component of another package, whose code may fail in any way."""
     layers = [layer for arm in arms for layer in resolve_model(arm.experiment.model).layers]
     return any(layer.part(key) for layer in layers for key in PACKAGES)
 
@@ -147,7 +147,7 @@ def together(names: Iterable[str]) -> list[str]:
 
 
 def _is_within(name: str, depths: Mapping[str, int]) -> bool:
-    """Whether a parameter is outside the layers, or in one of the first `depths` layers."""
+    """True where a parameter is outside the layers, or in one of the first `depths` layers."""
     match = re.match(r"(encoder|decoder)\.layers\.(\d+)\.", name)
     return match is None or int(match[2]) < depths[match[1]]
 

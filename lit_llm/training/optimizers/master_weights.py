@@ -22,7 +22,8 @@ def masters_of(model: Model) -> Model:
 
 
 class MasterWeights(torch.optim.Optimizer):
-    """
+    """An optimiser of float32 copies of bfloat16 parameters:
+
     parameters ─ backward pass ─▶ gradients ─ take_gradients ─▶ gradients ─ clipping, step ─▶ masters
       bfloat16                     bfloat16                      float32                      float32
          ▲───────────────────────────────────── rounded ─────────────────────────────────────────┘

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def local_rows(tensor: Tensor) -> Tensor:
-    """This device's rows. In-place operations on them change the sharded tensor."""
+    """Rows of a tensor on this device. In-place operations on them change the sharded tensor."""
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
@@ -30,7 +30,7 @@ def sharded_as(parameter: Tensor, rows: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All rows, gathered from the devices."""
+    """The whole tensor, its rows gathered from the devices."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
