@@ -225,6 +225,11 @@ class Part(Section):
         """True where its training depends on how a batch is cut into micro-batches and shares of devices."""
         return False
 
+    @property
+    def unscaled(self) -> str:
+        """What it has that no parametrization by width has a rule for, for messages; '' where there is nothing."""
+        return ""
+
     def at_base_head_dim(self, base: int) -> Self:
         """The part with scores that fall as 1 / head_dim, and are the same where head_dim is `base`."""
         return self

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ParameterKind = Literal["embedding", "output", "vector"] | MatrixKind
 """Role of a parameter. embedding, output: the vocabulary's matrices; vector: biases, scales and learned factors."""
 PRODUCTS: tuple[ParameterKind, ...] = ("query", "key", "value", "up", "out", "hidden", "readout", "input")
-"""Matrices that multiply states. Inputs and outputs grow with the width, but a readout's outputs and an input's inputs."""
+"""Matrices that multiply states. Both sides grow with the width, but for a readout's outputs and an input's inputs."""
 
 
 class ParameterRole(NamedTuple):
@@ -178,6 +178,9 @@ def scaling_problems(config: AnyModel) -> Iterator[tuple[str, str]]:
         yield "parametrization", "completep divides branches of a stream that no norm interrupts; use another placement"
     if kind == "completep" and residual != "none":
         yield "residual", f"{residual}: completep multiplies the branches itself; leave one of them out"
+    unscaled = {part.unscaled for part in resolve_model(config).parts} - {""} if kind != "standard" else set()
+    if unscaled:
+        yield "parametrization", f"{kind} has no rule for {', '.join(sorted(unscaled))}; use standard, or other layers"
     if residual == "deepnorm":
         yield from _deepnorm_problems(config)
 

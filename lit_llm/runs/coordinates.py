@@ -82,7 +82,7 @@ def at_width(experiment: Experiment, d_model: int, grow: Grow = "heads") -> Size
         "d_model",
         "d_ff",
         "shared_d_ff",
-        *(("heads", "kv_heads") if grow == "heads" else ("head_dim", "value_dim")),
+        *(("heads", "kv_heads", "groups") if grow == "heads" else ("head_dim", "value_dim")),
     }
     values = _times(experiment.model.model_dump(mode="json"), factor, keys, f"--widths {d_model}")
     return Sized("width", d_model, _with_model(experiment, values))

@@ -84,7 +84,7 @@ MODELS = {
     "merged": ("redllm-tiny", MERGED),
     "merged double decoder": ("doubledecoder-tiny", MERGED),
     "muon": ("decllm-tiny", TWO_LAYERS, "pretrain.training.optimizer={kind: muon, lr: 0.02}"),
-    "experts": ("decllm-tiny", TWO_LAYERS, "model.decoder.experts={count: 4}"),
+    "experts": ("decllm-tiny", TWO_LAYERS, "model.decoder.experts={count: 4, balance_weight: 3.0}"),
     "convolutions, further tokens": (
         "decllm-tiny",
         TWO_LAYERS,
@@ -94,7 +94,7 @@ MODELS = {
     ),
     "retention": ("decllm-tiny", TWO_LAYERS, "model.decoder.retention=gated"),
     "gla": ("decllm-tiny", TWO_LAYERS, "model.decoder.gla=gated"),
-    "mamba2": ("decllm-tiny", TWO_LAYERS, "model.decoder.mamba2={head_dim: 16, chunk: 16}"),
+    "mamba2": ("decllm-tiny", TWO_LAYERS, "model.decoder.mamba2={head_dim: 16, groups: 2, chunk: 16}"),
     "gated_deltanet": ("decllm-tiny", TWO_LAYERS, "model.decoder.gated_deltanet={chunk: 16}"),
 }
 

@@ -74,8 +74,8 @@ def test_adamw_steps_by_the_table_of_completep():
         ),
         (
             "mamba2",
-            ["decoder.mamba2={head_dim: 4, groups: 2}"],
-            {"q.weight": "readout", "k.weight": "readout", "v.weight": "both", "decay.weight": "both"}
+            ["decoder.mamba2={head_dim: 4, groups: 16}"],
+            {"q.weight": "both", "v.weight": "both", "decay.weight": "both"}
             | {"directions.0.convolution.weight": "channels", "directions.0.steps.a_log": "vector"},
         ),
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from lit_llm.components.mamba2.config import Mamba2Config, Mamba2Override
-from lit_llm.components.part import FLOAT32, Defaults, LayerComponent, MatrixKind, Precision, TensorShape, Widths
+from lit_llm.components.part import FLOAT32, Defaults, LayerComponent, Precision, TensorShape, Widths
 from lit_llm.components.recurrence.resolved import (
     TWO_WAY,
     TWO_WAY_HELP,
@@ -38,9 +38,10 @@ class ResolvedMamba2(ResolvedConvolved):
     def scale_entries(self) -> int:
         return self.value_width
 
-    def matrix_kind(self, name: str) -> MatrixKind:
-        """All heads of a group share queries and keys, whose number does not grow with the width."""
-        return "readout" if name in ("q.weight", "k.weight") else super().matrix_kind(name)
+    @property
+    def unscaled(self) -> str:
+        # Their number does not grow with the width, so both would fall with it, and each has the other in its gradient.
+        return "" if self.groups == self.heads else "queries and keys that heads share (mamba2.groups below heads)"
 
     def direction_shapes(self, widths: Widths) -> dict[str, TensorShape]:
         heads = {"steps.a_log": (self.heads,), "steps.dt_bias": (self.heads,), "d": (self.heads,)}
