@@ -82,8 +82,8 @@ MODELS = {
     "decoder": ("decllm-tiny",),
     "encoder_decoder": ("redllm-tiny",),
     "merged": ("redllm-tiny", MERGED),
-    "merged double decoder": ("doubledecoder-tiny", MERGED),
-    "muon": ("decllm-tiny", TWO_LAYERS, "pretrain.training.optimizer={kind: muon, lr: 0.02}"),
+    "merged double decoder": ("doubledecoder-tiny", MERGED, "model.block=8"),
+    "muon": ("decllm-tiny", TWO_LAYERS, "pretrain.training.optimizer=muon"),
     "experts": ("decllm-tiny", TWO_LAYERS, "model.decoder.experts={count: 4, balance_weight: 3.0}"),
     "convolutions, further tokens": (
         "decllm-tiny",

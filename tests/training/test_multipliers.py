@@ -140,7 +140,7 @@ def test_muons_steps_have_a_spectral_norm_that_follows_the_root_of_outputs_over_
     """
     norms = {}
     for m, others in ((1, []), (4, []), (4, [f"encoder.d_model={BASE}"])):
-        model = wide(m, 1, "encoder.experts={count: 3}", *others)
+        model = wide(m, 1, "encoder.experts={count: 16}", *others)
         optimizer = build_optimizer(Muon(lr=0.1, scaling=scaling), model)
         set_learning_rate(optimizer.param_groups, 1.0)
         matrices = {
