@@ -81,7 +81,7 @@ TWO_LAYERS = "model.decoder.layers=2"
 MODELS = {
     "decoder": ("decllm-tiny",),
     "encoder_decoder": ("redllm-tiny",),
-    "merged": ("redllm-tiny", MERGED),
+    "merged": ("redllm-tiny", MERGED, "model.encoder.layers=1", "model.decoder.layers=1"),
     "merged double decoder": ("doubledecoder-tiny", MERGED, "model.block=8"),
     "muon": ("decllm-tiny", TWO_LAYERS, "pretrain.training.optimizer=muon"),
     "experts": ("decllm-tiny", TWO_LAYERS, "model.decoder.experts={count: 4, balance_weight: 3.0}"),
