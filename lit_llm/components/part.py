@@ -22,10 +22,11 @@ TRAINED_BUFFERS = ("bias_steps",)
 
 TensorShape = tuple[int, ...]
 
-MatrixKind = Literal["query", "key", "value", "up", "out", "hidden", "table"]
+MatrixKind = Literal["query", "key", "value", "up", "out", "hidden", "readout", "input", "table"]
 """Role of a part's parameter of two dimensions, for initial values and learning rates. query, key, value: they make an
 attention's heads; up: it reads the stream for a feed-forward network; out: its output is added to the residual stream;
-table: rows by index, no product; hidden: any other matrix."""
+readout: it makes a number of entries that does not grow with the width, as a router's; input: it reads such a number;
+table: rows by index or by channel, no product; hidden: any other matrix."""
 
 
 class Widths(NamedTuple):
@@ -225,9 +226,9 @@ class Part(Section):
         return False
 
     @property
-    def unscaled(self) -> tuple[str, ...]:
-        """Names of matrices that no parametrization by width has a rule for: few of their sizes grow with the width."""
-        return ()
+    def unscaled(self) -> str:
+        """What it has that no parametrization by width has a rule for, for messages; '' where there is nothing."""
+        return ""
 
     def at_base_head_dim(self, base: int) -> Self:
         """The part with scores that fall as 1 / head_dim, and are the same where head_dim is `base`."""

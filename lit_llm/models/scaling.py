@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 ParameterKind = Literal["embedding", "output", "vector"] | MatrixKind
 """Role of a parameter. embedding, output: the vocabulary's matrices; vector: biases, scales and learned factors."""
-PRODUCTS: tuple[ParameterKind, ...] = ("query", "key", "value", "up", "out", "hidden")
-"""Matrices whose numbers of inputs and of outputs both grow with the width."""
+PRODUCTS: tuple[ParameterKind, ...] = ("query", "key", "value", "up", "out", "hidden", "readout", "input")
+"""Matrices that multiply states. Both sides grow with the width, but for a readout's outputs and an input's inputs."""
 
 
 class ParameterRole(NamedTuple):
@@ -66,8 +66,10 @@ def _role(name: str, shape: TensorShape, model: ResolvedModel) -> ParameterRole:
     part, depth = layers[int(match[1] or -1)].part(match[2]), rules.depth_multiplier(len(layers))
     if len(shape) < 2 or part is None:
         return ParameterRole("vector", shape, width, width, depth, side)
+    kind = part.matrix_kind(match[3])
     inputs = rules.width_multiplier(model.width("encoder")) if match[3] in part.source_matrices else width
-    return ParameterRole(part.matrix_kind(match[3]), shape, inputs, width, depth, side, part)
+    inputs, outputs = 1.0 if kind == "input" else inputs, 1.0 if kind == "readout" else width
+    return ParameterRole(kind, shape, inputs, outputs, depth, side, part)
 
 
 def _kind_outside(name: str, shape: TensorShape, model: ResolvedModel) -> ParameterKind:
@@ -90,14 +92,21 @@ def _kind_outside(name: str, shape: TensorShape, model: ResolvedModel) -> Parame
 def initial_deviations(model: ResolvedModel) -> dict[str, float]:
     """{name: standard deviation of the initial values} of every matrix and table.
 
-    That of the base model by `initialisation`; for matrices with m times as many inputs over sqrt(m), and with DeepNorm
-    times its beta for W_v, W_o and the feed-forward network.
+    That of the base model by `initialisation`; for matrices with m times as many inputs over sqrt(m), for readouts over
+    m, and with DeepNorm times its beta for W_v, W_o and the feed-forward network.
     """
     return {
-        name: _base_deviation(role, model) * _beta(role, model) * (role.inputs**-0.5 if role.is_product else 1.0)
+        name: _base_deviation(role, model) * _beta(role, model) * _width_factor(role)
         for name, role in parameter_roles(model).items()
         if role.kind != "vector"
     }
+
+
+def _width_factor(role: ParameterRole) -> float:
+    """Deviation over the base model's. A readout's changes line up with its own rows, so these are 1 / m, not less."""
+    if role.kind == "readout":
+        return 1 / role.inputs
+    return role.inputs**-0.5 if role.is_product else 1.0
 
 
 def _base_deviation(role: ParameterRole, model: ResolvedModel) -> float:
@@ -170,15 +179,9 @@ def scaling_problems(config: AnyModel) -> Iterator[tuple[str, str]]:
         yield "parametrization", "completep divides branches of a stream that no norm interrupts; use another placement"
     if kind == "completep" and residual != "none":
         yield "residual", f"{residual}: completep multiplies the branches itself; leave one of them out"
-    unscaled: set[str] = set()
-    if kind != "standard":
-        unscaled = {name for part in resolve_model(config).parts for name in part.unscaled}
-        unscaled |= {"output.future_tokens"} if config.output.future_tokens else set()
+    unscaled = {part.unscaled for part in resolve_model(config).parts} - {""} if kind != "standard" else set()
     if unscaled:
-        yield (
-            "parametrization",
-            f"{kind} has no rule for {', '.join(sorted(unscaled))}; use standard, or layers without them",
-        )
+        yield "parametrization", f"{kind} has no rule for {', '.join(sorted(unscaled))}; use standard, or other layers"
     if residual == "deepnorm":
         yield from _deepnorm_problems(config)
 

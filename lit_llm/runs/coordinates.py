@@ -16,9 +16,11 @@ from fractions import Fraction
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.experts.module import Router
 from lit_llm.components.loss.module import target_loss
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.config.section import validate
@@ -30,6 +32,7 @@ from lit_llm.models.resolve import STACKS
 from lit_llm.models.stacks import Block
 from lit_llm.objectives.collate import Batch
 from lit_llm.runs.step_timing import RandomBatches
+from lit_llm.training.balance import ExpertBalance
 from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 
 Axis = Literal["width", "depth"]
@@ -79,7 +82,7 @@ def at_width(experiment: Experiment, d_model: int, grow: Grow = "heads") -> Size
         "d_model",
         "d_ff",
         "shared_d_ff",
-        *(("heads", "kv_heads") if grow == "heads" else ("head_dim", "value_dim")),
+        *(("heads", "kv_heads", "groups") if grow == "heads" else ("head_dim", "value_dim")),
     }
     values = _times(experiment.model.model_dump(mode="json"), factor, keys, f"--widths {d_model}")
     return Sized("width", d_model, _with_model(experiment, values))
@@ -173,9 +176,19 @@ def _measure(one: Sized, steps: int, seed: int) -> Iterator[Coordinate]:
 
 
 def _train(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
-    losses = target_loss(model.hidden(**batch.inputs), model.unembedding, (batch.targets, batch.places))
-    (losses.objective / batch.total).backward()
+    """One step on the objective of training: with the losses of further tokens and the balance of experts."""
+    balance = ExpertBalance(model)
+    balance.begin()
+    hidden_BTD = model.hidden(**batch.inputs)
+    objective = target_loss(hidden_BTD, model.unembedding, (batch.targets, batch.places)).objective
+    if model.config.output.future_tokens:
+        for number, states_BTD in enumerate(model.decoder.take_future_states()):
+            objective = objective + target_loss(states_BTD, model.unembedding, batch.ahead(number + 1)).objective
+    if balance.layers:
+        objective = objective + balance.loss(batch)
+    (objective / batch.total).backward()
     optimizer.step()
+    balance.step_biases(balance.take_choices(batch.targets.device).tolist())
     optimizer.zero_grad()
 
 
@@ -225,6 +238,13 @@ def _kept_outputs(model: LanguageModel, kept: dict[str, list[Tensor]]) -> Iterat
 
         return kept_scores
 
+    def keep_logits(name: str, stack: str) -> Callable[..., None]:
+        def kept_logits(module: Router, inputs: Any) -> None:
+            if running == stack:
+                kept[name].append(F.linear(inputs[0], module.weight))
+
+        return kept_logits
+
     with ExitStack() as stack:
         stack.callback(model.dropout.register_forward_hook(keep(EMBEDDING)).remove)
         for name, side in model.named_children():
@@ -239,6 +259,9 @@ def _kept_outputs(model: LanguageModel, kept: dict[str, list[Tensor]]) -> Iterat
                     for inner in module.modules():
                         if isinstance(inner, DotProduct):
                             hook = inner.register_forward_pre_hook(keep_scores(f"{name} {part} scores", name))
+                            stack.callback(hook.remove)
+                        if isinstance(inner, Router):
+                            hook = inner.register_forward_pre_hook(keep_logits(f"{name} {part} router", name))
                             stack.callback(hook.remove)
             stack.callback(layers[-1].register_forward_hook(keep(f"{name} residual stream")).remove)
         yield

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 RESIDUAL_STREAM = "residual stream"
 """End of the name of a stack's last state before its norm."""
+ROUTER = "router"
+"""End of the name of the logits of a layer's router."""
 CLEAR = 0.25
 """Slope beyond which a part breaks: a factor of 1.4 for four times the size."""
 
@@ -50,13 +52,14 @@ class PartSlopes:
         """Direction in which the part breaks with the size, or ''.
 
         Activations may fall with the size, as logits at the start do in mup: their changes may not. By depth the change
-        of the residual stream may: it is the sum of more branches, divided by their number, and begins at random.
+        of the residual stream may: it is the sum of more branches, divided by their number, and begins at random. In
+        few steps those of a router may too: most of them are what its initial matrix makes of moved inputs.
         """
         judged = [slope for slope in (self.last, self.change) if slope is not None]
         if any(slope.clear > 0 for slope in judged):
             return "grows"
-        averaged = self.axis == "depth" and self.part.endswith(RESIDUAL_STREAM)
-        return "vanishes" if self.change is not None and self.change.clear < 0 and not averaged else ""
+        may_fall = (self.axis == "depth" and self.part.endswith(RESIDUAL_STREAM)) or self.part.endswith(ROUTER)
+        return "vanishes" if self.change is not None and self.change.clear < 0 and not may_fall else ""
 
 
 def part_slopes(measured: Sequence[Coordinate]) -> list[PartSlopes]:

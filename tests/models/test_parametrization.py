@@ -56,6 +56,35 @@ def test_initial_deviations_are_constant_for_the_vocabulary_and_fall_with_the_ro
         assert float(values.std()) == pytest.approx(std, rel=4 / values.numel() ** 0.5), name
 
 
+@pytest.mark.parametrize("m", [1, 4])
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (
+            ["decoder.experts={count: 64}"],
+            {"experts.router": lambda m: BASE**-0.5 / m, "experts.expert.7.up": lambda m: (BASE * m) ** -0.5}
+            | {"experts.expert.7.down": lambda m: (48 * m) ** -0.5},
+        ),
+        (
+            ["decoder.gla={gate_rank: 9}"],
+            {"gla.directions.0.down": lambda m: BASE**-0.5 / m, "gla.directions.0.up": lambda m: 1 / 3},
+        ),
+        (
+            ["attention.convolution=[input]", "feed_forward.convolution=[hidden]", "output.future_tokens=1"],
+            {"self_attention.convolution.input": lambda m: 12**-0.5, "self_attention.q": lambda m: (BASE * m) ** -0.5}
+            | {"feed_forward.convolution.up": lambda m: 12**-0.5},
+        ),
+    ],
+    ids=["experts", "gla", "convolutions"],
+)
+def test_a_matrix_whose_outputs_stay_begins_over_m_and_one_whose_inputs_stay_does_not_change(m, overrides, wanted):
+    parameters = dict(build("decllm", *wide(m, MUP), *overrides).named_parameters())
+    for name, deviation_of in wanted.items():
+        for layer in ["layers.1", "future.0"][: 1 + ("output.future_tokens=1" in overrides)]:
+            values = parameters[f"decoder.{layer}.{name}.weight"].detach()
+            assert float(values.std()) == pytest.approx(deviation_of(m), rel=4 / values.numel() ** 0.5), (layer, name)
+
+
 def test_fixed_deviations_fall_with_the_root_of_m_inside():
     fixed = "initialisation=fixed_std"
     for m, std in ((1, 0.02), (4, 0.01)):
@@ -249,6 +278,7 @@ REFUSED = {
     "a base without rules": ([f"parametrization.base_width={BASE}"], "base_width"),
     "t5": ([MUP, "initialisation=t5"], "initialisation"),
     "a norm in the stream": ([COMPLETEP, "norm.placement=post"], "parametrization"),
+    "queries that heads share": ([MUP, "decoder.mamba2={head_dim: 4, groups: 2}"], "parametrization"),
     "two factors": ([COMPLETEP, "residual=rezero"], "residual"),
     "deepnorm without its norm": (["residual=deepnorm"], "residual"),
     "deepnorm with shared layers": (["residual=deepnorm", "norm.placement=post", "tie_layers=true"], "residual"),

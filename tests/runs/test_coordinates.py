@@ -76,11 +76,36 @@ def test_activations_of_tied_stacks_are_those_of_an_encoder_with_copies_of_the_d
         assert all(torch.equal(*pair) for pair in zip(found[part], tensors, strict=True)), part
 
 
+MERGED = "model.decoder.cross_attention_mode=merged"
+TWO_LAYERS = "model.decoder.layers=2"
+MODELS = {
+    "decoder": ("decllm-tiny",),
+    "encoder_decoder": ("redllm-tiny",),
+    "merged": ("redllm-tiny", MERGED, "model.encoder.layers=1", "model.decoder.layers=1"),
+    "merged double decoder": ("doubledecoder-tiny", MERGED, "model.block=8"),
+    "muon": ("decllm-tiny", TWO_LAYERS, "pretrain.training.optimizer=muon"),
+    "experts": ("decllm-tiny", TWO_LAYERS, "model.decoder.experts={count: 4, balance_weight: 3.0}"),
+    "convolutions, further tokens": (
+        "decllm-tiny",
+        TWO_LAYERS,
+        "model.attention.convolution=[input, qkv]",
+        "model.feed_forward.convolution=[input, hidden]",
+        "model.output.future_tokens=2",
+    ),
+    "retention": ("decllm-tiny", TWO_LAYERS, "model.decoder.retention=gated"),
+    "gla": ("decllm-tiny", TWO_LAYERS, "model.decoder.gla=gated"),
+    "mamba2": ("decllm-tiny", TWO_LAYERS, "model.decoder.mamba2={head_dim: 16, groups: 2, chunk: 16}"),
+    "gated_deltanet": ("decllm-tiny", TWO_LAYERS, "model.decoder.gated_deltanet={chunk: 16}"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])
-def test_changes_grow_with_the_width_under_standard_and_not_under_mup(preset):
+@pytest.mark.parametrize("case", MODELS)
+def test_changes_grow_with_the_width_under_standard_and_not_under_mup(case):
+    preset, *overrides = MODELS[case]
     standard, mup = (
-        verdicts([at_width(small(preset, kind), n) for n in (32, 64, 128)]) for kind in ("standard", "mup")
+        verdicts([at_width(small(preset, kind, *overrides), n) for n in (32, 64, 128, 256)])
+        for kind in ("standard", "mup")
     )
     assert standard["decoder residual stream"] == "grows"
     assert "grows" not in mup.values()
@@ -88,9 +113,10 @@ def test_changes_grow_with_the_width_under_standard_and_not_under_mup(preset):
 
 
 @pytest.mark.slow
-def test_the_residual_stream_grows_with_the_depth_under_mup_and_not_under_completep():
+@pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])
+def test_the_residual_stream_grows_with_the_depth_under_mup_and_not_under_completep(preset):
     mup, completep = (
-        verdicts([at_depth(small("decllm-tiny", kind, "model.decoder.layers=2"), Fraction(n)) for n in (1, 2, 4)])
+        verdicts([at_depth(small(preset, kind, "model.decoder.layers=2"), Fraction(n)) for n in (1, 2, 4)])
         for kind in ("mup", "completep")
     )
     assert (mup["decoder residual stream"], completep["decoder residual stream"]) == ("grows", "")
@@ -108,6 +134,27 @@ def test_the_command_prints_json_and_draws_a_figure(tmp_path):
     parts = {one["part"] for one in content["coordinates"]}
     assert parts == {one["part"] for one in content["parts"]} >= {"embedding", "decoder feed_forward", "logits"}
     assert {(one["size"], one["step"]) for one in content["coordinates"]} == {(32, 0), (32, 1), (64, 0), (64, 1)}
+
+
+def test_the_command_checks_every_arm_of_a_study(tmp_path):
+    values = "d_model: 32, feed_forward: {d_ff: 64}, attention: {heads: 2}"
+    mup = "{model: {parametrization: {kind: mup, base_width: 32, base_head_dim: 16}}}"
+    study = tmp_path / "arms.yaml"
+    study.write_text(
+        "study: arms\nquestion: Which grows?\nextends: decllm-tiny\n"
+        f"base: {{model: {{{values}, decoder: {{layers: 1}}}}, "
+        "pretrain: {data: {sequence_length: 32, batch_size: 8}}}\n"
+        f"arms: {{standard: {{}}, mup: {mup}}}\nseeds: [0]\n"
+    )
+    sizes = ["--widths", "32,64", "--seeds", "1", "--steps", "1"]
+    printed = lit_llm("coordinates", study, *sizes, "--figure", tmp_path / "check", "--json")
+    assert printed.returncode == 0, printed.stderr
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["check-mup.png", "check-standard.png"]
+    arms = {one["arm"]: one["coordinates"] for one in json.loads(printed.stdout)["arms"]}
+    assert [*arms] == ["standard", "mup"]
+    of_size = {size: [[one for one in ones if one["size"] == size] for ones in arms.values()] for size in (32, 64)}
+    assert of_size[32][0] == of_size[32][1]  # the base model's width
+    assert of_size[64][0] != of_size[64][1]
 
 
 @pytest.mark.parametrize(

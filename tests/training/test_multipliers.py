@@ -63,13 +63,72 @@ def test_adamw_steps_by_the_table_of_completep():
         assert found[name] == pytest.approx(wanted), name
 
 
+@pytest.mark.parametrize(
+    ("part", "overrides", "wanted"),
+    [
+        (
+            "experts",
+            ["decoder.experts={count: 3, shared_d_ff: 48}"],
+            {"router.weight": "readout", "expert.2.up.weight": "both", "expert.0.down.weight": "both"}
+            | {"shared.up.weight": "both"},
+        ),
+        (
+            "mamba2",
+            ["decoder.mamba2={head_dim: 4, groups: 16}"],
+            {"q.weight": "both", "v.weight": "both", "decay.weight": "both"}
+            | {"directions.0.convolution.weight": "channels", "directions.0.steps.a_log": "vector"},
+        ),
+        (
+            "gla",
+            ["decoder.gla=gated"],
+            {"q.weight": "both", "directions.0.down.weight": "readout", "directions.0.up.weight": "input"}
+            | {"directions.0.up.bias": "vector"},
+        ),
+        (
+            "gated_deltanet",
+            ["decoder.gated_deltanet=gated"],
+            {"k.weight": "both", "beta.weight": "both", "directions.0.convolution.weight": "channels"}
+            | {"directions.0.steps.dt_bias": "vector", "head_scale": "vector"},
+        ),
+        (
+            "feed_forward",
+            ["feed_forward.convolution=[hidden]"],
+            {"convolution.up.weight": "channels", "up.weight": "both"},
+        ),
+        ("self_attention", ["attention.convolution=[qkv]"], {"convolution.q.weight": "channels", "v.weight": "both"}),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_adamw_steps_of_a_matrix_follow_the_sides_of_it_that_grow(part, overrides, wanted):
+    """m = 4, l = 3. Learning rate over the inputs that grow, epsilon over the outputs that grow and over the depth."""
+    m, depth = 4, 3
+    rules = {
+        "both": (1 / m, m, 1 / (m * depth)),
+        "readout": (1 / m, m, 1 / depth),
+        "input": (1, 1, 1 / (m * depth)),
+        "channels": (1, 1, 1 / (m * depth)),
+        "vector": (1, 0, 1 / (m * depth)),
+    }
+    completep = f"parametrization={{kind: completep, base_width: {BASE}, base_depth: 2, base_head_dim: 8}}"
+    sizes = [f"d_model={BASE * m}", f"attention.heads={4 * m}", f"feed_forward.d_ff={48 * m}", "decoder.layers=6"]
+    model = build("decllm", completep, *sizes, "output.future_tokens=1", *overrides, double=False)
+    found = {}
+    for group in build_optimizer(AdamW(lr=0.1, weight_decay=0.5, eps=1e-6), model).param_groups:
+        for parameter in group["params"]:
+            found[id(parameter)] = group["lr_multiplier"], group["weight_decay"] / 0.5, group["eps"] / 1e-6
+    of_name = {name: found[id(parameter)] for name, parameter in model.named_parameters()}
+    for name, kind in wanted.items():
+        for layer in ("layers.5", "future.0"):
+            assert of_name[f"decoder.{layer}.{part}.{name}"] == pytest.approx(rules[kind]), (layer, name)
+
+
 def test_keys_and_values_of_a_wider_encoder_step_by_its_width():
     model = wide(1, 1, f"encoder.d_model={4 * BASE}")
-    lrs = {
-        id(p): group["lr_multiplier"] for group in build_optimizer(AdamW(), model).param_groups for p in group["params"]
-    }
+    groups = build_optimizer(AdamW(eps=1e-6), model).param_groups
+    found = {id(p): (group["lr_multiplier"], group["eps"] / 1e-6) for group in groups for p in group["params"]}
     attention = model.decoder.layers[0].cross_attention
-    assert [lrs[id(getattr(attention, part).weight)] for part in ("q", "k", "v", "out")] == [1, 0.25, 0.25, 1]
+    lrs, epsilons = zip(*(found[id(getattr(attention, part).weight)] for part in ("q", "k", "v", "out")), strict=True)
+    assert (lrs, epsilons) == ((1, 0.25, 0.25, 1), (1, 1, 1, 1))  # gradients are those of the decoder's heads
 
 
 @pytest.mark.parametrize("scaling", ["match_rms_adamw", "original"])
@@ -81,7 +140,7 @@ def test_muons_steps_have_a_spectral_norm_that_follows_the_root_of_outputs_over_
     """
     norms = {}
     for m, others in ((1, []), (4, []), (4, [f"encoder.d_model={BASE}"])):
-        model = wide(m, 1, *others)
+        model = wide(m, 1, "encoder.experts={count: 16}", *others)
         optimizer = build_optimizer(Muon(lr=0.1, scaling=scaling), model)
         set_learning_rate(optimizer.param_groups, 1.0)
         matrices = {
@@ -93,6 +152,7 @@ def test_muons_steps_have_a_spectral_norm_that_follows_the_root_of_outputs_over_
                 ("feed_forward", "down"),
             )
         }
+        matrices["router"] = model.encoder.layers[0].experts.router.weight
         torch.manual_seed(0)
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)

@@ -14,6 +14,7 @@ from lit_llm.components.convolution.resolved import (
     convolution_activations,
     convolution_shapes,
     convolution_state,
+    is_convolution,
 )
 from lit_llm.components.part import FLOAT32, CacheBytes, Example, MatrixKind, Part, Precision, TensorShape, Widths
 from lit_llm.components.windows import BAND, Window, band_size, block_mask_bytes
@@ -106,7 +107,7 @@ class ResolvedAttention(Part):
         return round(self.head_dim * self.rope_fraction)
 
     def matrix_kind(self, name: str) -> MatrixKind:
-        return MATRICES.get(name.removesuffix(".weight"), "hidden")
+        return "table" if is_convolution(name) else MATRICES.get(name.removesuffix(".weight"), "hidden")
 
     @property
     def source_matrices(self) -> tuple[str, ...]:
@@ -117,10 +118,6 @@ class ResolvedAttention(Part):
         scale = (base**-0.5 if self.scale is None else self.scale) * base / self.head_dim
         usual = math.isclose(scale, self.head_dim**-0.5, rel_tol=1e-12)
         return self.model_copy(update={"scale": None if usual else scale})
-
-    @property
-    def unscaled(self) -> tuple[str, ...]:
-        return ("attention.convolution",) if self.convolution else ()
 
     @property
     def without_flex(self) -> str:

@@ -60,6 +60,11 @@ def convolution_shapes(widths: Mapping[str, int]) -> dict[str, TensorShape]:
     return {f"convolution.{name}.weight": (width, KERNEL) for name, width in widths.items()}
 
 
+def is_convolution(name: str) -> bool:
+    """True for a name of `convolution_shapes`. Each row of such weights is one channel's filter."""
+    return name.startswith("convolution.")
+
+
 def convolution_activations(widths: Mapping[str, int], tokens: float) -> float:
     """Entries that autograd keeps: each convolution's input, padded by what stands before and after a row."""
     return sum(widths.values()) * (tokens + KERNEL - 1)

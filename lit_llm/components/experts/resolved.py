@@ -52,11 +52,7 @@ class ResolvedExperts(Part):
         return self.balance == "loss"  # the shares are those of one micro-batch
 
     def matrix_kind(self, name: str) -> MatrixKind:
-        return "hidden" if name == "router.weight" else self.network.matrix_kind(".".join(name.split(".")[-2:]))
-
-    @property
-    def unscaled(self) -> tuple[str, ...]:
-        return ("experts",)
+        return "readout" if name == "router.weight" else self.network.matrix_kind(".".join(name.split(".")[-2:]))
 
     @property
     def network(self) -> FeedForwardConfig:

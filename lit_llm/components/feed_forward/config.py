@@ -16,6 +16,7 @@ from lit_llm.components.convolution.resolved import (
     convolution_activations,
     convolution_shapes,
     convolution_state,
+    is_convolution,
 )
 from lit_llm.components.part import CacheBytes, Example, MatrixKind, Part, Precision, TensorShape, Widths
 from lit_llm.config.section import Items, partial
@@ -85,11 +86,9 @@ class FeedForwardConfig(Part):
         """Bytes of the states of convolutions."""
         return CacheBytes(states=entry * convolution_state(self.convolved(widths.row)))
 
-    @property
-    def unscaled(self) -> tuple[str, ...]:
-        return ("feed_forward.convolution",) if self.convolution else ()
-
     def matrix_kind(self, name: str) -> MatrixKind:
+        if is_convolution(name):
+            return "table"
         return "out" if name == "down.weight" else "up"
 
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from lit_llm.components.gla.config import GLAConfig, GLAOverride
-from lit_llm.components.part import FLOAT32, Defaults, LayerComponent, Precision, TensorShape, Widths
+from lit_llm.components.part import FLOAT32, Defaults, LayerComponent, MatrixKind, Precision, TensorShape, Widths
 from lit_llm.components.recurrence.resolved import (
     TWO_WAY,
     TWO_WAY_HELP,
@@ -29,6 +29,11 @@ class ResolvedGLA(ResolvedTwoWay):
     def direction_shapes(self, widths: Widths) -> dict[str, TensorShape]:
         up = {"up.weight": (self.key_width, self.gate_rank), "up.bias": (self.key_width,)}
         return {"down.weight": (self.gate_rank, widths.row), **up}
+
+    def matrix_kind(self, name: str) -> MatrixKind:
+        """The rank of the gates' product does not grow with the width."""
+        kinds: dict[str, MatrixKind] = {"down.weight": "readout", "up.weight": "input"}
+        return kinds.get(name.partition("directions.")[2].partition(".")[2], super().matrix_kind(name))
 
     def shared_rows(self) -> dict[str, int]:
         return {}

@@ -38,6 +38,11 @@ class ResolvedMamba2(ResolvedConvolved):
     def scale_entries(self) -> int:
         return self.value_width
 
+    @property
+    def unscaled(self) -> str:
+        # Their number does not grow with the width, so both would fall with it, and each has the other in its gradient.
+        return "" if self.groups == self.heads else "queries and keys that heads share (mamba2.groups below heads)"
+
     def direction_shapes(self, widths: Widths) -> dict[str, TensorShape]:
         heads = {"steps.a_log": (self.heads,), "steps.dt_bias": (self.heads,), "d": (self.heads,)}
         return {**super().direction_shapes(widths), **heads}

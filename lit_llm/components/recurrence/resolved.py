@@ -124,10 +124,6 @@ class ResolvedTwoWay(ResolvedRecurrence):
     def shared_rows(self) -> dict[str, int]:
         """{name: outputs} of the matrices that read the residual stream beside queries, keys, values and gate."""
 
-    @property
-    def unscaled(self) -> tuple[str, ...]:
-        return ("mixers with a state",)
-
     def shapes(self, widths: Widths) -> dict[str, TensorShape]:
         own = self.direction_shapes(widths)
         each = {f"directions.{n}.{name}": shape for n in range(self.directions) for name, shape in own.items()}
@@ -166,6 +162,9 @@ class ResolvedConvolved(ResolvedTwoWay):
     def channels(self) -> int:
         """Channels of the convolution: queries, keys and values."""
         return 2 * self.key_width + self.value_width
+
+    def matrix_kind(self, name: str) -> MatrixKind:
+        return "table" if name.endswith("convolution.weight") else super().matrix_kind(name)
 
     def direction_shapes(self, widths: Widths) -> dict[str, TensorShape]:
         bias: dict[str, TensorShape] = {"convolution.bias": (self.channels,)} if self.convolution_bias else {}

@@ -117,9 +117,10 @@ def _adamw(role: ParameterRole) -> Multipliers:
     """AdamW's: each entry of an update is about the learning rate, whatever its gradient's size.
 
     With m times as many aligned inputs an output changes m times as much, hence lr / m; lr times decay stays. Gradients
-    fall as 1 / m, since logits are divided by m, and those of a residual branch as 1 / l, and epsilon with them.
+    fall as 1 / m of the outputs, since logits are divided by m, and those of a residual branch as 1 / l, and epsilon
+    with them.
     """
-    fall = (role.inputs if role.is_product or role.kind == "output" else role.outputs) * role.depth
+    fall = (role.inputs if role.kind == "output" else role.outputs) * role.depth
     if not role.is_product:
         return Multipliers(eps=1 / fall)
     return Multipliers(1 / role.inputs, role.inputs, 1 / fall)
