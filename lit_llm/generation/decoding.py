@@ -330,7 +330,7 @@ def prefill(
 
 def _refuse_beyond_table(model: LanguageModel, source: int, target: int) -> None:
     if problem := beyond_table(model.config, source, target):
-        raise ValueError(f"a prompt of {source} tokens with {target} more {problem}")
+        raise ValueError(f"a prompt of {source} tokens with {target} more: {problem}")
 
 
 def _prompt_mask(rows: CacheLengths, prefix: Prefix) -> AttentionMask:

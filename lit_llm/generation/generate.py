@@ -196,7 +196,7 @@ def _check(
     vocabulary = model.config.vocabulary
     longest = max(map(len, prompts), default=0)
     if prompts and (problem := beyond_table(model.config, longest, max_new_tokens)):
-        raise ValueError(f"max_new_tokens: {max_new_tokens} after a prompt of {longest} tokens {problem}")
+        raise ValueError(f"max_new_tokens: {max_new_tokens} after a prompt of {longest} tokens: {problem}")
     for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"{name}: {number} is too few; at least 1")

@@ -12,7 +12,9 @@ from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.part import TensorShape
 from lit_llm.models.resolve import Layer, ResolvedModel
 
-INPUT_TABLES = tuple(f"{side}{kind}.weight" for side in ("", "encoder_") for kind in ("embedding", "position_embedding"))
+INPUT_TABLES = tuple(
+    f"{side}{kind}.weight" for side in ("", "encoder_") for kind in ("embedding", "position_embedding")
+)
 """Names of the tables that make a stack's input."""
 OF_LAYER = re.compile(r"(?:encoder|decoder)\.(?:layers\.(\d+)|future\.\d+)\.(\w+)\.(.+)")
 """A parameter of a layer: the layer's number, a module in it, and the name in the module."""

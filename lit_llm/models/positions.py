@@ -26,4 +26,4 @@ def beyond_table(model: ResolvedModel, source: int, target: int) -> str:
     rows = model.embedding.max_positions
     if rows is None or (needed := positions_read(model, source, target)) <= rows:
         return ""
-    return f"needs {needed} positions, and the model learns {rows} (model.embedding.max_positions)"
+    return f"{needed} positions are needed, and the model learns {rows} (model.embedding.max_positions)"

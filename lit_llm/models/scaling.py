@@ -13,14 +13,15 @@ from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.components.initialisation.config import FixedStd
 from lit_llm.components.part import MatrixKind, Part, TensorShape
 from lit_llm.components.residual.config import DeepNorm, deepnorm
-from lit_llm.models.parameters import OF_LAYER, INPUT_TABLES, parameter_shapes
+from lit_llm.models.parameters import INPUT_TABLES, OF_LAYER, parameter_shapes
 from lit_llm.models.resolve import ResolvedModel, resolve_model
 
 if TYPE_CHECKING:
     from lit_llm.models.sections import AnyModel
 
 ParameterKind = Literal["embedding", "output", "vector"] | MatrixKind
-"""Role of a parameter. embedding: tables of tokens and positions; output: the output's matrix; vector: biases, scales and learned factors."""
+"""Role of a parameter. embedding: tables of tokens and positions; output: the output's matrix; vector: biases, scales
+and learned factors."""
 PRODUCTS: tuple[ParameterKind, ...] = ("query", "key", "value", "up", "out", "hidden")
 """Matrices whose numbers of inputs and of outputs both grow with the width."""
 

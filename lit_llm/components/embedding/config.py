@@ -36,7 +36,9 @@ class EmbeddingConfig(Section):
     @model_validator(mode="after")
     def _table_has_a_length(self) -> EmbeddingConfig:
         if self.positions != "none" and self.max_positions is None:
-            message = f"positions: {self.positions} needs the number of learned positions: the tokens of the longest text"
+            message = (
+                f"positions: {self.positions} needs the number of learned positions: the tokens of the longest text"
+            )
             raise config_error(("max_positions", message))
         return self
 
