@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from lit_llm import load_experiment
 from lit_llm.config.problems import InputError
-from lit_llm.generation import generate, prefill
+from lit_llm.data.tokenizers import Bytes
+from lit_llm.generation import Sampling, generate, prefill
 from lit_llm.models.adapt import adaptation_of
 from lit_llm.models.build import build_model
 from lit_llm.models.parameter_groups import parameter_groups
@@ -17,6 +18,7 @@ from lit_llm.models.positions import positions_read
 from lit_llm.models.scaling import initial_deviations
 from lit_llm.objectives.collate import collate, collate_packed
 from lit_llm.objectives.config import MasksConfig
+from lit_llm.runs.trained_model import complete_texts, stream_text
 from lit_llm.training.optimizers.config import AdamW, Muon
 from lit_llm.training.optimizers.multipliers import multipliers_of
 from tests.generation import recomputation
@@ -179,10 +181,18 @@ def test_generation_fills_the_table_and_goes_no_further(family):
     with pytest.raises(ValueError, match="a prompt of 12 tokens with 7 more: 19 positions"):
         prefill(model, prompts, max_new_tokens=7)
     decoding = prefill(model, prompts[:1])
-    for _ in range(7 if family == "redllm" else 6):
+    for _ in range(6):
         decoding.step(torch.tensor([2]))
     with pytest.raises(ValueError, match="19 positions are needed"):
         decoding.step(torch.tensor([2]))
+
+
+def test_lit_llm_generate_refuses_a_longer_text_as_wrong_input():
+    model = build("decllm", *CONTINUOUS, "vocabulary=300")
+    with pytest.raises(InputError, match="a prompt of 12 tokens with 9 more: 21 positions are needed"):
+        complete_texts(model, Bytes(), ["a" * 12], 9, Sampling())
+    with pytest.raises(InputError, match="21 positions are needed"):
+        next(stream_text(model, Bytes(), "a" * 12, 9, Sampling()))
 
 
 def test_texts_that_are_longer_than_the_table_are_refused_before_a_run():
@@ -196,15 +206,12 @@ def test_texts_that_are_longer_than_the_table_are_refused_before_a_run():
     with pytest.raises(InputError) as error:
         load_experiment("redllm-tiny", [*learned, f"model.embedding.max_positions={window}"])
     by_key = {problem.key: problem.message for problem in error.value.problems}
+    learns = f"positions are needed, and the model learns {window} (model.embedding.max_positions)"
     assert by_key == {
-        "evaluate.extrapolation.lengths": f"2 windows of {window} tokens: {2 * window} positions are needed, and the "
-        f"model learns {window} (model.embedding.max_positions)",
-        "evaluate.tasks.max_length": f"a question and its answer of {window} tokens: {window + 1} positions are needed, "
-        f"and the model learns {window} (model.embedding.max_positions)",
+        "evaluate.extrapolation.lengths": f"2 windows of {window} tokens: {2 * window} {learns}",
+        "evaluate.tasks.max_length": f"a question and its answer of {window} tokens: {window + 1} {learns}",
     }
-    with pytest.raises(
-        InputError, match=f"sequence_length {window}: {window} positions are needed, and the model learns 3 "
-    ):
+    with pytest.raises(InputError, match=f"sequence_length {window}: {window} positions are needed"):
         load_experiment("redllm-tiny", [learned[0], "model.embedding.max_positions=3"])
 
 
