@@ -393,9 +393,9 @@ def _adaptation_problems(pretrained: Pretrained, adapt: AdaptConfig) -> Iterator
     elif adapt.distill and target.family == "encoder_only":
         yield "adapt.distill", "a causal teacher has no distribution over a masked token; leave it out"
     elif adapt.distill and (
-        problem := teacher_problem(teacher, pretrained.pretrain.objective, pretrained.pretrain.data.sequence_length)
+        too_long := teacher_problem(teacher, pretrained.pretrain.objective, pretrained.pretrain.data.sequence_length)
     ):
-        yield "adapt.distill", problem
+        yield "adapt.distill", too_long
     elif adapt.distill and isinstance(source := adapt.sides["decoder"], Pretrained):
         yield from _teacher_problems(pretrained.pretrain, source.pretrain)
 
