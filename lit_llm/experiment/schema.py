@@ -11,6 +11,12 @@ from lit_llm.config.hashing import fingerprint
 from lit_llm.config.section import Section, config_error
 from lit_llm.data.config import identity_of, never_equal
 from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig
+from lit_llm.experiment.learned_positions import (
+    evaluation_problems,
+    finetuning_problems,
+    pretraining_problems,
+    teacher_problem,
+)
 from lit_llm.experiment.training_sections import (
     FinetuneConfig,
     PretrainConfig,
@@ -75,6 +81,8 @@ class Pretrained(Section):
             )
             yield "pretrain.objective", message
         yield from prefix_problems("pretrain", self.pretrain.masks, self.model)
+        length, validation = self.pretrain.data.sequence_length, self.pretrain.validation
+        yield from pretraining_problems(resolve_model(self.model), objective, validation, length)
         if self.adapt is not None:
             yield from _adaptation_problems(self, self.adapt)
 
@@ -215,6 +223,10 @@ def _adaptation_problems(pretrained: Pretrained, adapt: AdaptConfig) -> Iterator
         yield "adapt.distill", "the teacher reads source and target as one causal text: it has to be a causal decoder"
     elif adapt.distill and target.family == "encoder_only":
         yield "adapt.distill", "a causal teacher has no distribution over a masked token; leave it out"
+    elif adapt.distill and (
+        too_long := teacher_problem(teacher, pretrained.pretrain.objective, pretrained.pretrain.data.sequence_length)
+    ):
+        yield "adapt.distill", too_long
     elif adapt.distill and isinstance(source := adapt.sides["decoder"], Pretrained):
         yield from _teacher_problems(pretrained.pretrain, source.pretrain)
 
@@ -259,8 +271,12 @@ class Experiment(Pretrained):
         if self.finetune is not None:
             findings += prefix_problems("finetune", self.finetune.masks, self.model)
             findings += training_problems("finetune", self.finetune.training, self.model)
+            data = self.finetune.data
+            findings += finetuning_problems(resolve_model(self.model), data.input_length, data.target_length)
         if self.evaluate is not None:
-            problems = self.evaluate.problems(self.pretrain.data.sequence_length)
+            length = self.pretrain.data.sequence_length
+            problems = self.evaluate.problems(length)
+            problems += evaluation_problems(resolve_model(self.model), self.evaluate, self.pretrain.objective, length)
             findings += [(f"evaluate.{key}", message) for key, message in problems]
         if self.evaluate is not None and not self.evaluated:
             message = "finetune is to be evaluated, and there is no such section; add it, or evaluate after pretrain"

@@ -24,7 +24,7 @@ and each row continues after its last token.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 import torch
@@ -38,6 +38,7 @@ from lit_llm.components.kv_cache import CacheLengths, KeyValues, StackCache, Two
 from lit_llm.components.masks import AttentionMask
 from lit_llm.models.double_decoder import DoubleDecoder
 from lit_llm.models.families import DecoderOnly, EncoderDecoder, LanguageModel, refuse_open
+from lit_llm.models.positions import beyond_table
 from lit_llm.models.stacks import Block
 
 Prefix = Literal["causal", "bidirectional"]
@@ -57,15 +58,30 @@ class Decoding(ABC):
         """Logits of the next token of each row."""
 
     @abstractmethod
-    def _context(self, x_B1D: Tensor) -> ForwardContext:
+    def _texts(self) -> list[tuple[int, int]]:
+        """(tokens of the source, tokens that the decoder has read) of each row."""
+
+    @abstractmethod
+    def _positions(self) -> dict[str, Tensor]:
+        """Positions of one more token of each row, by name as in `ForwardContext`."""
+
+    @abstractmethod
+    def _context(self, x_B1D: Tensor, positions: Mapping[str, Tensor]) -> ForwardContext:
         """Context of a pass over one more token of each row."""
 
     @torch.inference_mode()
     def step(self, tokens_B: Tensor) -> None:
-        """Append one token to each row and update `logits_BV`."""
+        """Append one token to each row and update `logits_BV`.
+
+        Raises ValueError for a row that is longer than a table of learned positions. A row of exactly that length may
+        be read once more, since `stream` does so with rows that have ended; its logits have no meaning.
+        """
+        for text in self._texts() if self.model.config.embedding.max_positions else ():
+            _refuse_beyond_table(self.model, *text)
         with few_rows():
-            x_B1D = self.model.embed(tokens_B[:, None])
-            hidden_B1D = cast(Tensor, self.model.decoder(x_B1D, self._context(x_B1D)))
+            positions = self._positions()
+            x_B1D = self.model.embed(tokens_B[:, None], positions)
+            hidden_B1D = cast(Tensor, self.model.decoder(x_B1D, self._context(x_B1D, positions)))
             self.rows.self_lengths.advance()
             self.logits_BV = self.model.logits(hidden_B1D[:, 0])
 
@@ -106,13 +122,15 @@ class _DecoderOnly(Decoding):
         # For parts that read the source in the row, <s> belongs to it.
         source = CacheLengths(lengths.lengths, tokens_BT.device)
         super().__init__(model, CacheRows(lengths, source))
-        x_BTD, mask = model.embed(tokens_BT), _prompt_mask(lengths, prefix)
+        mask = _prompt_mask(lengths, prefix)
         refuse_open(model.config, mask.prefix)
-        positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        position = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        positions = {"self": position, "source": position}
+        x_BTD = model.embed(tokens_BT, positions)
         context = ForwardContext(
             x_BTD,
             mask,
-            {"self": positions, "source": positions},
+            positions,
             SourceInput(source.mask(), tokens_BT.shape[1], in_row=True),
             self.cache,
         )
@@ -121,11 +139,17 @@ class _DecoderOnly(Decoding):
         last_B = lengths.lengths_B - 1 if hidden_BTD.shape[1] > 1 else torch.zeros_like(lengths.lengths_B)
         self.logits_BV = model.logits(hidden_BTD[torch.arange(len(prompts), device=tokens_BT.device), last_B])
 
-    def _context(self, x_B1D: Tensor) -> ForwardContext:
+    def _texts(self) -> list[tuple[int, int]]:
+        return [(0, length) for length in self.rows.self_lengths.lengths]
+
+    def _positions(self) -> dict[str, Tensor]:
+        return {"self": self.rows.self_lengths.next_positions()}
+
+    def _context(self, x_B1D: Tensor, positions: Mapping[str, Tensor]) -> ForwardContext:
         lengths, source = self.rows
         assert source is not None
         kept = SourceInput(source.mask(), max(source.lengths))
-        return ForwardContext(x_B1D, lengths.mask(more=1), {"self": lengths.next_positions()}, kept, self.cache)
+        return ForwardContext(x_B1D, lengths.mask(more=1), positions, kept, self.cache)
 
 
 class _EncoderDecoder(Decoding):
@@ -139,15 +163,24 @@ class _EncoderDecoder(Decoding):
         self.step(torch.full((len(prompts),), begin, device=source_BS.device))
         self.encoder_BSD = None  # its keys and values are kept
 
-    def _context(self, x_B1D: Tensor) -> ForwardContext:
+    def _texts(self) -> list[tuple[int, int]]:
         lengths, source = self.rows
         assert source is not None
-        position, encoder_BSD = lengths.next_positions(), self.encoder_BSD
-        positions = {"self": position, "restart": position, "continuous": source.next_positions() + position}
-        tokens = max(source.lengths)
+        return [*zip(source.lengths, lengths.lengths, strict=True)]
+
+    def _positions(self) -> dict[str, Tensor]:
+        lengths, source = self.rows
+        assert source is not None
+        position = lengths.next_positions()
+        return {"self": position, "restart": position, "continuous": source.next_positions() + position}
+
+    def _context(self, x_B1D: Tensor, positions: Mapping[str, Tensor]) -> ForwardContext:
+        lengths, source = self.rows
+        assert source is not None
+        encoder_BSD, tokens = self.encoder_BSD, max(source.lengths)
         if encoder_BSD is not None:
             tokens = encoder_BSD.shape[1]
-            positions["source"] = torch.arange(tokens, device=x_B1D.device)
+            positions = {**positions, "source": torch.arange(tokens, device=x_B1D.device)}
         read = SourceInput(source.mask(), tokens, encoder_BSD)
         return ForwardContext(x_B1D, lengths.mask(more=1), positions, read, self.cache)
 
@@ -175,9 +208,10 @@ class _DoubleDecoder(Decoding):
         tokens_BT = tokens_BT.gather(1, columns_BT)
         self.open_BN = F.pad(tokens_BT, (0, model.block - len(within)))
         """Tokens of the open blocks."""
-        x_BTD = model.embed(tokens_BT)
+        positions = self._positions_in_block(within)
+        x_BTD = model.embed(tokens_BT, positions)
         # Padding comes last: no token sees it, and its outputs are not used.
-        hidden_BTD = model.decoder(x_BTD, self._in_block(x_BTD, AttentionMask(causal=True), within))
+        hidden_BTD = model.decoder(x_BTD, self._in_block(x_BTD, AttentionMask(causal=True), positions))
         self.logits_BV = model.logits(hidden_BTD[torch.arange(count, device=device), lengths.lengths_B - 1])
 
     @torch.inference_mode()
@@ -205,7 +239,7 @@ class _DoubleDecoder(Decoding):
             for layer in self.read.layers
         ]
         position = torch.arange(start, end, device=tokens_RS.device)
-        x_RSD, mask = self.double.embed_source(tokens_RS), AttentionMask(causal=True, before=start)
+        x_RSD, mask = self.double.embed_source(tokens_RS, position), AttentionMask(causal=True, before=start)
         context = ForwardContext(x_RSD, mask, {"self": position, "source": position}, cache=StackCache(layers))
         states_RSD = self.double.encoder(x_RSD, context)
         for layer, copied in zip(self.read.layers, layers, strict=True):
@@ -221,10 +255,13 @@ class _DoubleDecoder(Decoding):
                     of_source = held_by.source if isinstance(held_by, TwoCaches) else cast(KeyValues, held_by)
                     of_source.extend(rows, part.of_source(states_RSD, part.source_rotation(context)), start)
 
-    def _in_block(self, x_BTD: Tensor, mask: AttentionMask, within: Tensor) -> ForwardContext:
-        """Context of a pass over tokens of the open blocks. within: their positions there."""
+    def _positions_in_block(self, within: Tensor) -> dict[str, Tensor]:
+        """Positions of tokens of the open blocks, by name. within: their positions there."""
+        return {"self": within, "restart": within, "continuous": self.source.next_positions() + within}
+
+    def _in_block(self, x_BTD: Tensor, mask: AttentionMask, positions: Mapping[str, Tensor]) -> ForwardContext:
+        """Context of a pass over tokens of the open blocks."""
         source, tokens = self.source, max(self.source.lengths)
-        positions = {"self": within, "restart": within, "continuous": source.next_positions() + within}
         of_source = source.mask()
         if tokens > min(source.lengths) == 0:  # rows in their first block see no source
             size, key = self.double.block, torch.arange(tokens, device=x_BTD.device)
@@ -232,9 +269,15 @@ class _DoubleDecoder(Decoding):
             of_source = AttentionMask(blocks=(own_BT, (key // size)[None]))
         return ForwardContext(x_BTD, mask, positions, SourceInput(of_source, tokens), self.cache)
 
-    def _context(self, x_B1D: Tensor) -> ForwardContext:
-        lengths = self.rows.self_lengths
-        return self._in_block(x_B1D, lengths.mask(more=1), lengths.next_positions())
+    def _texts(self) -> list[tuple[int, int]]:
+        # As one row, which `positions_read` cuts into blocks.
+        return [(0, sum(of_row)) for of_row in zip(self.source.lengths, self.rows.self_lengths.lengths, strict=True)]
+
+    def _positions(self) -> dict[str, Tensor]:
+        return self._positions_in_block(self.rows.self_lengths.next_positions())
+
+    def _context(self, x_B1D: Tensor, positions: Mapping[str, Tensor]) -> ForwardContext:
+        return self._in_block(x_B1D, self.rows.self_lengths.mask(more=1), positions)
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
@@ -270,7 +313,12 @@ def prefill(
 
     Returns:
         The state of decoding. Its `logits_BV` are those of the first generated token of each prompt.
+
+    Raises:
+        ValueError: The model generates no text, or a text is longer than its table of learned positions.
     """
+    for prompt in prompts:
+        _refuse_beyond_table(model, len(prompt), max(1, max_new_tokens))
     if isinstance(model, DoubleDecoder):
         return _DoubleDecoder(model, prompts, begin, max_new_tokens)
     if isinstance(model, EncoderDecoder):
@@ -278,6 +326,11 @@ def prefill(
     if not isinstance(model, DecoderOnly):
         raise ValueError(f"a model of the family {model.config.family} generates no text")
     return _DecoderOnly(model, prompts, prefix, begin, max_new_tokens)
+
+
+def _refuse_beyond_table(model: LanguageModel, source: int, target: int) -> None:
+    if problem := beyond_table(model.config, source, target):
+        raise ValueError(f"a prompt of {source} tokens with {target} more: {problem}")
 
 
 def _prompt_mask(rows: CacheLengths, prefix: Prefix) -> AttentionMask:

@@ -200,7 +200,7 @@ def _source_name(name: str, target: ResolvedModel, source: ResolvedModel) -> str
     stack, _, inside = name.partition(".")
     if name == "output.weight" and source.tie_embeddings in ("all", "decoder"):
         return "embedding.weight"
-    if stack.startswith("encoder_embedding"):
+    if stack.startswith(("encoder_embedding", "encoder_position_embedding")):
         shared = name == "encoder_embedding.weight" and source.tie_embeddings in ("all", "inputs")
         return name.removeprefix("encoder_") if other or shared else name
     if stack not in ("encoder", "decoder"):

@@ -24,7 +24,7 @@ class Parameters:
 
     total: int
     embedding: int
-    """Entries of all matrices of the vocabulary, including the output's."""
+    """Entries of the tables of tokens and of positions, and of the output's matrix."""
     unused: int = 0
     """Parameters of experts that one token does not use, and of layers for further tokens, which training alone has."""
 

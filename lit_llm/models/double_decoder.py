@@ -30,7 +30,15 @@ from torch import Tensor
 
 from lit_llm.components.forward_context import ForwardContext, SourceInput
 from lit_llm.components.masks import AttentionMask
-from lit_llm.models.families import CausalLM, DecoderInputs, WithEncoder, document_pair, positions_of, refuse_open
+from lit_llm.models.families import (
+    CausalLM,
+    DecoderInputs,
+    WithEncoder,
+    document_pair,
+    positions_of,
+    refuse_beyond_table,
+    refuse_open,
+)
 from lit_llm.models.resolved import ResolvedModel
 
 
@@ -51,9 +59,11 @@ class DoubleDecoder(CausalLM, WithEncoder):
         self, tokens_BS: Tensor, documents_BS: Tensor | None = None, positions_BS: Tensor | None = None
     ) -> Tensor:
         """B x S ids -> B x S x D."""
-        x_BSD = self.embed_source(tokens_BS)
+        refuse_beyond_table(self.config, tokens_BS.shape[1])
+        position = positions_of(tokens_BS, positions_BS)
+        x_BSD = self.embed_source(tokens_BS, position)
         mask = AttentionMask(causal=True, documents=document_pair(documents_BS, documents_BS))
-        context = ForwardContext(x_BSD, mask, {"self": positions_of(tokens_BS, positions_BS)})
+        context = ForwardContext(x_BSD, mask, {"self": position})
         return cast(Tensor, self.encoder(x_BSD, context))
 
     def hidden(self, tokens_BT: Tensor, **inputs: Unpack[DecoderInputs]) -> Tensor:
@@ -71,7 +81,6 @@ class DoubleDecoder(CausalLM, WithEncoder):
         documents_BS = None if documents_BT is None else documents_BT[:, :read]
         source_position = position[..., :read]
         encoder_BSD = self.encode(tokens_BT[:, :read], documents_BS, source_position)
-        x_BTD = self.embed(tokens_BT)
         # One number for a document and a block in it.
         own_BT = block_BT if documents_BT is None else documents_BT * (1 + tokens // self.block) + block_BT
         mask = AttentionMask(causal=True, documents=(own_BT, own_BT))
@@ -79,5 +88,8 @@ class DoubleDecoder(CausalLM, WithEncoder):
         source_mask = AttentionMask(documents=document_pair(documents_BT, documents_BS), blocks=earlier)
         within = position % self.block
         positions = {"self": within, "restart": within, "source": source_position, "continuous": position}
+        goes_on = self.config.embedding.positions == "continuous"
+        refuse_beyond_table(self.config, tokens if goes_on else min(tokens, self.block))
+        x_BTD = self.embed(tokens_BT, positions)
         context = ForwardContext(x_BTD, mask, positions, SourceInput(source_mask, read, encoder_BSD))
         return cast(Tensor, self.decoder(x_BTD, context))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
-from lit_llm.components.embedding.module import Head, Unembedding
+from lit_llm.components.embedding.module import Head, LearnedPositions, Unembedding
 from lit_llm.components.few_rows import Linear
 from lit_llm.components.forward_context import ForwardContext, SourceInput
 from lit_llm.components.masks import AttentionMask
@@ -31,6 +31,7 @@ class LanguageModel(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.d_model)
+        self.position_embedding = _positions_table(config, config.d_model)
         self.embedding_norm = Norm(config.norm, config.d_model) if config.embedding.norm else None
         self.dropout = nn.Dropout(0.0)  # on embeddings; training sets it
         tied = config.tie_embeddings in ("all", "decoder")
@@ -47,9 +48,12 @@ class LanguageModel(nn.Module, ABC):
         multiplier, softcap = output_multiplier(self.config), self.config.output.softcap
         return Unembedding(weight_VD, self.output_bias, softcap, self.head, self.compiled_terms, multiplier)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """B x T ids -> B x T x D, the input of the first layer."""
-        return self.dropout(_embed(tokens, self.embedding, self.embedding_norm, self.config))
+    def embed(self, tokens: Tensor, positions: Mapping[str, Tensor]) -> Tensor:
+        """B x T ids -> B x T x D, the input of the first layer. positions: those of the `ForwardContext`."""
+        x = _scaled(tokens, self.embedding, self.config)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(positions.get(self.config.embedding.positions, positions["self"]))
+        return self.dropout(x if self.embedding_norm is None else self.embedding_norm(x))
 
     @abstractmethod
     def hidden(self, *inputs: Any, **named: Any) -> Tensor:
@@ -59,11 +63,14 @@ class LanguageModel(nn.Module, ABC):
         return self.unembedding(hidden_BTD)
 
 
-def _embed(tokens: Tensor, table: nn.Embedding, norm: Norm | None, config: ResolvedModel) -> Tensor:
+def _scaled(tokens: Tensor, table: nn.Embedding, config: ResolvedModel) -> Tensor:
     x = cast(Tensor, table(tokens))
-    if config.embedding.scaled:
-        x = x * embedding_multiplier(config, table.embedding_dim)
-    return x if norm is None else norm(x)
+    return x * embedding_multiplier(config, table.embedding_dim) if config.embedding.scaled else x
+
+
+def _positions_table(config: ResolvedModel, width: int) -> LearnedPositions | None:
+    rows = config.embedding.max_positions
+    return None if rows is None else LearnedPositions(rows, width)
 
 
 class DecoderInputs(TypedDict, total=False):
@@ -112,8 +119,9 @@ class DecoderOnly(CausalLM):
         tokens, documents_BT = tokens_BT.shape[1], inputs.get("documents_BT")
         prefix, open_BT = inputs.get("prefix_length"), inputs.get("open_BT")
         _refuse_outside("prefix_length", prefix, 0, tokens)
-        x_BTD = self.embed(tokens_BT)
+        refuse_beyond_table(self.config, tokens)
         positions = {"self": positions_of(tokens_BT, inputs.get("positions_BT"))}
+        x_BTD = self.embed(tokens_BT, positions)
         prefix = prefix if open_BT is None else open_BT
         refuse_open(self.config, prefix)
         mask = AttentionMask(causal=True, prefix=prefix, documents=document_pair(documents_BT, documents_BT))
@@ -159,13 +167,16 @@ class WithEncoder(LanguageModel):
         super().__init__(config)
         shared, width = config.tie_embeddings in ("all", "inputs"), config.width("encoder")
         self.encoder_embedding = None if shared else nn.Embedding(config.vocabulary, width)
+        self.encoder_position_embedding = _positions_table(config, width)
         self.encoder_embedding_norm = Norm(config.norm, width) if config.embedding.norm else None
         self.encoder = Stack(config, "encoder", tied_to=self.decoder if config.tie_layers else None)
 
-    def embed_source(self, tokens: Tensor) -> Tensor:
-        """B x S ids -> B x S x D, the input of the encoder's first layer."""
-        table = self.embedding if self.encoder_embedding is None else self.encoder_embedding
-        return self.dropout(_embed(tokens, table, self.encoder_embedding_norm, self.config))
+    def embed_source(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """B x S ids and their positions -> B x S x D, the input of the encoder's first layer."""
+        x = _scaled(tokens, self.embedding if self.encoder_embedding is None else self.encoder_embedding, self.config)
+        if self.encoder_position_embedding is not None:
+            x = x + self.encoder_position_embedding(positions)
+        return self.dropout(x if self.encoder_embedding_norm is None else self.encoder_embedding_norm(x))
 
 
 class EncoderDecoder(WithEncoder):
@@ -179,9 +190,11 @@ class EncoderDecoder(WithEncoder):
         positions_BS: Tensor | None = None,
     ) -> Tensor:
         """B x S ids -> B x S x D. See `EncoderDecoderInputs`."""
-        x_BSD = self.embed_source(source_BS)
+        refuse_beyond_table(self.config, source_BS.shape[1])
+        position = positions_of(source_BS, positions_BS)
+        x_BSD = self.embed_source(source_BS, position)
         mask = AttentionMask(key_lengths=source_lengths, documents=document_pair(documents_BS, documents_BS))
-        context = ForwardContext(x_BSD, mask, {"self": positions_of(source_BS, positions_BS)})
+        context = ForwardContext(x_BSD, mask, {"self": position})
         return cast(Tensor, self.encoder(x_BSD, context))
 
     def hidden(self, source_BS: Tensor, target_BT: Tensor, **inputs: Unpack[EncoderDecoderInputs]) -> Tensor:
@@ -193,7 +206,6 @@ class EncoderDecoder(WithEncoder):
         if (documents_BS is None) != (documents_BT is None):
             raise ValueError("documents of the source without those of the target, or the other way round; give both")
         encoder_BSD = self.encode(source_BS, lengths, documents_BS, positions_BS)
-        x_BTD = self.embed(target_BT)
         source, target = source_BS.shape[1], positions_of(target_BT, inputs.get("positions_BT"))
         # The target continues after its row's source: <s> has the position after the last source token.
         ends = source if lengths is None else lengths.to(target.device)[:, None]
@@ -204,6 +216,13 @@ class EncoderDecoder(WithEncoder):
             "restart": target,
             "continuous": target + (ends if source_ends_BT is None else source_ends_BT),
         }
+        before = 0
+        if self.config.embedding.positions == "continuous" and source_ends_BT is None:
+            # At least: which rows of the target are padded is not known here.
+            shortest = (source, source) if lengths is None else _length_range(lengths)
+            before = 0 if shortest is None else shortest[0]
+        refuse_beyond_table(self.config, before + target_BT.shape[1])
+        x_BTD = self.embed(target_BT, positions)
         mask = AttentionMask(causal=True, documents=document_pair(documents_BT, documents_BT))
         source_mask = AttentionMask(key_lengths=lengths, documents=document_pair(documents_BT, documents_BS))
         context = ForwardContext(x_BTD, mask, positions, SourceInput(source_mask, source, encoder_BSD))
@@ -239,9 +258,11 @@ class EncoderOnly(LanguageModel):
         token_lengths: B, number of tokens in each row; padding follows. documents_BT: document numbers; tokens see only
         tokens of the same document.
         """
-        x_BTD = self.embed(tokens_BT)
+        refuse_beyond_table(self.config, tokens_BT.shape[1])
+        positions = {"self": positions_of(tokens_BT, None)}
+        x_BTD = self.embed(tokens_BT, positions)
         mask = AttentionMask(key_lengths=token_lengths, documents=document_pair(documents_BT, documents_BT))
-        context = ForwardContext(x_BTD, mask, {"self": positions_of(tokens_BT, None)})
+        context = ForwardContext(x_BTD, mask, positions)
         return cast(Tensor, self.encoder(x_BTD, context))
 
     def forward(
@@ -255,6 +276,12 @@ def refuse_open(config: ResolvedModel, prefix: int | Tensor | None) -> None:
     """Raise ValueError for a bidirectional prefix of a model with a part that cannot see later tokens."""
     if config.causal_only and (isinstance(prefix, Tensor) or (prefix or 0) > 1):
         raise ValueError(f"{config.causal_only}: a token cannot see later ones; leave its prefix causal")
+
+
+def refuse_beyond_table(config: ResolvedModel, tokens: int) -> None:
+    """Raise ValueError for more positions than the model has learned."""
+    if (rows := config.embedding.max_positions) is not None and tokens > rows:
+        raise ValueError(f"{tokens} positions; the model has learned {rows} (embedding.max_positions)")
 
 
 def positions_of(tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:

@@ -8,17 +8,17 @@ from __future__ import annotations
 from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.components.part import Part
 from lit_llm.components.registry import COMPONENTS
-from lit_llm.models.parameters import OF_LAYER, parameter_shapes
+from lit_llm.models.parameters import INPUT_TABLES, OF_LAYER, parameter_shapes
 from lit_llm.models.resolved import ResolvedModel
 
 
 def parameter_groups(model: ResolvedModel) -> dict[str, tuple[str, ...]]:
     """{name: the groups that it is in, the more general first} of every parameter.
 
-    embeddings: the vocabulary's tables that are read; a tied table is one of them. output: the output's matrix and
-    head. norms: scales of the norms of the residual stream and of the embeddings. residual: learned factors of
-    branches. attention: every attention, with its biases and inner norms. Any other part of a layer is a group by its
-    name; what stands in place of the feed-forward network is also in feed_forward.
+    embeddings: the tables of tokens and of positions that are read; a tied table is one of them. output: the output's
+    matrix and head. norms: scales of the norms of the residual stream and of the embeddings. residual: learned factors
+    of branches. attention: every attention, with its biases and inner norms. Any other part of a layer is a group by
+    its name; what stands in place of the feed-forward network is also in feed_forward.
     """
     return {name: _groups(name, model) for name in parameter_shapes(model)}
 
@@ -28,7 +28,7 @@ def _groups(name: str, model: ResolvedModel) -> tuple[str, ...]:
         return _groups_in_layer(match[2], model, name.partition(".")[0])
     if name.endswith("norm.scale"):
         return ("norms",)
-    if name in ("embedding.weight", "encoder_embedding.weight"):
+    if name in INPUT_TABLES:
         return ("embeddings",)
     side, _, inner = name.partition(".")
     if inner.startswith("shared_kv."):

@@ -13,6 +13,10 @@ from lit_llm.components.part import TensorShape
 from lit_llm.models.layer import Layer
 from lit_llm.models.resolved import ResolvedModel
 
+INPUT_TABLES = tuple(
+    f"{side}{kind}.weight" for side in ("", "encoder_") for kind in ("embedding", "position_embedding")
+)
+"""Names of the tables that make a stack's input."""
 OF_LAYER = re.compile(r"(?:encoder|decoder)\.(?:layers\.(\d+)|future\.\d+)\.(\w+)\.(.+)")
 """A parameter of a layer: the layer's number, a module in it, and the name in the module."""
 
@@ -53,13 +57,17 @@ def parameter_shapes(model: ResolvedModel) -> dict[str, TensorShape]:
 
 
 def embedding_shapes(model: ResolvedModel) -> dict[str, TensorShape]:
-    """{name: shape} of the vocabulary's matrices, including the output's."""
+    """{name: shape} of the tables of tokens and of positions, and of the output's matrix."""
     table, tied = (model.vocabulary, model.d_model), model.tie_embeddings
     shapes: dict[str, TensorShape] = {"embedding.weight": table}
     if model.encoder and model.decoder and tied not in ("all", "inputs"):
         shapes["encoder_embedding.weight"] = (model.vocabulary, model.width("encoder"))
     if tied not in ("all", "decoder"):
         shapes["output.weight"] = table
+    if (rows := model.embedding.max_positions) is not None:
+        shapes["position_embedding.weight"] = (rows, model.d_model)
+        if model.encoder and model.decoder:
+            shapes["encoder_position_embedding.weight"] = (rows, model.width("encoder"))
     return shapes
 
 

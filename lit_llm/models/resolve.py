@@ -57,7 +57,7 @@ def _resolve(config: AnyModel) -> ResolvedModel:
         vocabulary=config.vocabulary,
         tie_embeddings=config.tie_embeddings,
         norm=config.norm,
-        embedding=config.embedding,
+        embedding=config.embedding.resolved(beside_source=config.family in ("encoder_decoder", "double_decoder")),
         output=config.output,
         residual=config.residual,
         initialisation=config.initialisation,

@@ -13,7 +13,7 @@ from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.components.initialisation.config import FixedStd
 from lit_llm.components.part import MatrixKind, Part, TensorShape
 from lit_llm.components.residual.config import DeepNorm, deepnorm
-from lit_llm.models.parameters import OF_LAYER, parameter_shapes
+from lit_llm.models.parameters import INPUT_TABLES, OF_LAYER, parameter_shapes
 from lit_llm.models.resolve import resolve_model
 from lit_llm.models.resolved import ResolvedModel
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from lit_llm.models.sections import AnyModel
 
 ParameterKind = Literal["embedding", "output", "vector"] | MatrixKind
-"""Role of a parameter. embedding, output: the vocabulary's matrices; vector: biases, scales and learned factors."""
+"""Role of a parameter. embedding: tables of tokens and positions; output: the output's matrix; vector: biases, scales
+and learned factors."""
 PRODUCTS: tuple[ParameterKind, ...] = ("query", "key", "value", "up", "out", "hidden", "readout", "input")
 """Matrices that multiply states. Both sides grow with the width, but for a readout's outputs and an input's inputs."""
 
@@ -56,7 +57,7 @@ def _role(name: str, shape: TensorShape, model: ResolvedModel) -> ParameterRole:
     rules = model.parametrization
     side = "encoder" if name.startswith("encoder") or model.family == "encoder_only" else "decoder"
     width = rules.width_multiplier(model.width(side))
-    if name in ("embedding.weight", "encoder_embedding.weight"):
+    if name in INPUT_TABLES:
         return ParameterRole("embedding", shape, outputs=width)
     if name == "output.weight":
         return ParameterRole("output", shape, inputs=width)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.schema import Experiment
+from lit_llm.models.positions import beyond_table
 from lit_llm.objectives.config import BOS, MasksConfig, continues
 from lit_llm.runs.stage_config import StageConfig, load_stage_config
 from lit_llm.runs.stage_graph import PRETRAINS
@@ -73,6 +74,7 @@ def complete_texts(
     from lit_llm.generation import generate
 
     ids = [tokens.tolist() for tokens in tokenizer.encode(list(prompts))]
+    _refuse_beyond_table(model, ids, max_new_tokens)
     answers = generate(
         model,
         ids,
@@ -100,6 +102,7 @@ def stream_text(
     tokens, text, written = [], "", ""
     arguments = {"sampling": replace(sampling, vocabulary=tokenizer.vocabulary), "prefix": prefix, "begin": begin}
     ids = [tokenizer.encode([prompt])[0].tolist()]
+    _refuse_beyond_table(model, ids, max_new_tokens)
     for new in stream(model, ids, max_new_tokens=max_new_tokens, **arguments):  # type: ignore[arg-type]
         if new.token is not None:
             tokens.append(new.token)
@@ -110,6 +113,13 @@ def stream_text(
                 written = text
     if text != written:
         yield text[len(written) :]
+
+
+def _refuse_beyond_table(model: LanguageModel, prompts: Sequence[Sequence[int]], more: int) -> None:
+    """Raise InputError for a prompt that leaves no learned positions for so many more tokens."""
+    longest = max(map(len, prompts), default=0)
+    if problem := beyond_table(model.config, longest, more):
+        raise InputError(Problem(f"a prompt of {longest} tokens with {more} more: {problem}; ask for fewer tokens"))
 
 
 def export_finished(store: Store, fingerprint: str, out: Path) -> str:

@@ -50,6 +50,7 @@ SHARED = [
         "attention.rope_factor=4.0",
         "attention.rope_original_length=8",
     ],
+    ["embedding.positions=continuous", "embedding.max_positions=20", "attention.rope=none"],
     ["norm.function=layer_norm"],
     ["tie_embeddings=none"],
     ["attention.window=3", "attention.kv_heads=2"],
@@ -71,6 +72,7 @@ MERGED = "decoder.cross_attention_mode=merged"
 RED = [
     ["tie_embeddings=inputs"],
     ["tie_layers=true", "attention.window=3"],
+    ["embedding.positions=restart", "embedding.max_positions=20", "encoder.d_model=24", "tie_embeddings=decoder"],
     ["decoder.self_attention.kv_heads=2", "decoder.cross_attention.kv_heads=1"],
     ["decoder.layer_ranges.1.cross_attention.rope=restart", "decoder.layer_ranges.0.cross_attention.rope_theta=50.0"],
     ["decoder.self_attention.rope=none", "encoder.layers=1", "decoder.layers=3"],
@@ -134,6 +136,7 @@ RED_MIXERS = [
 _WITHOUT = ("window", "relative_bias")
 DOUBLE = [overrides for overrides in SHARED if not any(key in each for key in _WITHOUT for each in overrides)]
 DOUBLE += [
+    ["embedding.positions=restart", "embedding.max_positions=20", "embedding.norm=true"],
     [MERGED, "attention.qkv_norm=[q, k]", "attention.kv_heads=2"],
     [MERGED, "attention.rope=restart", "block=1"],
     ["decoder.layer_ranges.0.cross_attention_mode=merged", "block=3", "attention.output_norm=head"],

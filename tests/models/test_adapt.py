@@ -93,8 +93,9 @@ def test_an_encoder_whose_mask_is_closed_again_is_the_decoder(red, dec):
     source = build("decllm", *dec)
     made, _, _ = take(resolved("redllm", *red), source)
     tokens = ids(2, 7)
-    x_BSD = made.embed(tokens)
-    closed = made.encoder(x_BSD, ForwardContext(x_BSD, AttentionMask(causal=True), {"self": torch.arange(7)}))
+    positions = {"self": torch.arange(7)}
+    x_BSD = made.embed(tokens, positions)
+    closed = made.encoder(x_BSD, ForwardContext(x_BSD, AttentionMask(causal=True), positions))
     assert_close(closed, source.hidden(tokens), rtol=0, atol=1e-12)
     assert (made.encode(tokens) - closed).abs().max() > 0.01  # and open it is not
 

@@ -41,12 +41,9 @@ class CausalEncoder(EncoderDecoder):
     """An encoder-decoder whose encoder sees no later token."""
 
     def encode(self, source_BS, *_):
-        context = ForwardContext(
-            x_BSD := self.embed_source(source_BS),
-            AttentionMask(causal=True),
-            {"self": torch.arange(source_BS.shape[1])},
-        )
-        return self.encoder(x_BSD, context)
+        position = torch.arange(source_BS.shape[1])
+        x_BSD = self.embed_source(source_BS, position)
+        return self.encoder(x_BSD, ForwardContext(x_BSD, AttentionMask(causal=True), {"self": position}))
 
 
 @pytest.mark.parametrize("overrides", CASES)

@@ -11,11 +11,22 @@ Allen-Zhu, arXiv 2512.17351.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from lit_llm.config.section import Items, Section, partial
+from lit_llm.config.section import Items, Section, config_error, partial
+
+
+def _refuse_dynamic(scaling: Any) -> Any:
+    if scaling == "dynamic":
+        message = (
+            "dynamic changes the base of the frequencies with the length of the text: keys in a cache, rotated by an "
+            "earlier base, differ from recomputed ones, and a token's loss depends on how many follow it; use yarn, "
+            "llama3 or linear"
+        )
+        raise config_error(("", message))
+    return scaling
 
 
 class AttentionConfig(Section):
@@ -64,10 +75,11 @@ class AttentionConfig(Section):
     rope_factor: float = Field(1.0, gt=0)
     """Divisor of all positions (linear position interpolation, arXiv 2306.15595), or of those frequencies that
     `rope_scaling` names."""
-    rope_scaling: Literal["linear", "llama3", "yarn"] = "linear"
+    rope_scaling: Annotated[Literal["linear", "llama3", "yarn"], BeforeValidator(_refuse_dynamic)] = "linear"
     """Frequencies that `rope_factor` divides. linear: all. llama3, yarn: those with few turns within
     `rope_original_length`, while those with many stay (Llama 3.1, arXiv 2407.21783, turns from 1 to 4; YaRN,
-    arXiv 2309.00071, from 1 to 32, which also enlarges the scores)."""
+    arXiv 2309.00071, from 1 to 32, which also enlarges the scores). `dynamic` of transformers is refused: its base
+    grows with the text, so that cached keys would differ from recomputed ones."""
     rope_original_length: int | None = Field(None, gt=0)
     """Tokens of the texts of the training before the stretch, for `llama3` and `yarn`."""
     rope_fraction: float = Field(1.0, gt=0, le=1)

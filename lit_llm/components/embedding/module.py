@@ -1,4 +1,4 @@
-"""Modules of `OutputConfig`, which make logits of states."""
+"""Modules of `EmbeddingConfig` and `OutputConfig`: learned positions, and what makes logits of states."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ from torch import Tensor, nn
 from lit_llm.components.few_rows import Linear, linear
 from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.norm.module import Norm
+
+
+class LearnedPositions(nn.Embedding):
+    """A table with a row for each position, which is added to the embeddings.
+
+    Tokens beyond it are refused before; padding after a row's last token may have such a position, and reads the last
+    row.
+    """
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """... positions -> ... x D."""
+        return super().forward(positions.clamp_max(self.num_embeddings - 1))
 
 
 class Head(nn.Module):

@@ -260,4 +260,8 @@ def _shrunk(model: ResolvedModel, widths: dict[str, dict[int, int]], depths: dic
         return tuple(layer(run[0]) for run in runs for _ in range(depths[len(run)]))
 
     encoder, decoder = (stack(runs) for runs in _stack_runs(model))
-    return sized(model).model_copy(update={"encoder": encoder, "decoder": decoder})
+    update: dict[str, Any] = {"encoder": encoder, "decoder": decoder}
+    if rows := model.embedding.max_positions:
+        # Rows that no text reads change nothing, and the checked windows may be longer than the arms' own.
+        update["embedding"] = model.embedding.model_copy(update={"max_positions": max(rows, 2 * LONGEST)})
+    return sized(model).model_copy(update=update)

@@ -1,0 +1,79 @@
+"""Texts of an experiment that are longer than a table of learned positions. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from lit_llm.evaluation.config import EvaluateConfig, ValidationConfig
+from lit_llm.models.positions import beyond_table
+from lit_llm.models.resolved import ResolvedModel
+from lit_llm.objectives.base import AnyObjective, Lengths
+from lit_llm.objectives.config import Objective
+
+ROWS = "model.embedding.max_positions"
+
+
+def pretraining_problems(
+    model: ResolvedModel, objective: Objective, validation: ValidationConfig, length: int
+) -> Iterator[tuple[str, str]]:
+    """(key, message) of a training window, or a held-out one, that the table is too short for."""
+    _, primary = validation.primary(length, model.family, objective)
+    opening = _opening(model, objective, length)
+    examples = [*objective.extremes(length), *_opened(primary.extremes(length), opening)]
+    if problem := _first_problem(model, examples):
+        yield ROWS, f"a window of pretrain.data.sequence_length {length}: {problem}"
+
+
+def teacher_problem(teacher: ResolvedModel, objective: Objective, length: int) -> str:
+    """Message for a teacher that has too few positions, or ''. Its rows are padded to the longest of both parts."""
+    longest = Lengths(*(max(part) for part in zip(*objective.extremes(length), strict=True)))
+    problem = _first_problem(teacher, [longest])
+    return f"the teacher reads source and target as one text: {problem}" if problem else ""
+
+
+def finetuning_problems(model: ResolvedModel, input_length: int, target_length: int) -> Iterator[tuple[str, str]]:
+    """(key, message) of an example that the table is too short for."""
+    if problem := beyond_table(model, input_length, target_length):
+        example = f"finetune.data.input_length {input_length} and target_length {target_length}"
+        yield ROWS, f"an example of {example}: {problem}"
+
+
+def evaluation_problems(
+    model: ResolvedModel, evaluate: EvaluateConfig, objective: Objective, length: int
+) -> Iterator[tuple[str, str]]:
+    """(key in `evaluate`, message) of texts that the table is too short for. length: tokens of a training window."""
+    opening = _opening(model, objective, length) if "pretrain" in evaluate.after else 0
+    if likelihood := evaluate.likelihood:
+        cut, prefix = likelihood.span(length)
+        if problem := _first_problem(model, _opened([Lengths(prefix, cut - prefix)], opening)):
+            yield "likelihood.length", f"a document of {cut} tokens: {problem}"
+    if extrapolation := evaluate.extrapolation:
+        longest = max(extrapolation.lengths) * length
+        prefixes = extrapolation.prefix_lengths(length)
+        if problem := _first_problem(
+            model, _opened([Lengths(prefix, longest - prefix) for prefix in prefixes], opening)
+        ):
+            yield "extrapolation.lengths", f"{max(extrapolation.lengths)} windows of {length} tokens: {problem}"
+    if attention := evaluate.attention:
+        window = attention.sequence_length or length
+        source = attention.split(window)
+        if problem := beyond_table(model, source, window - source):
+            yield "attention.sequence_length", f"a window of {window} tokens: {problem}"
+    if tasks := evaluate.tasks:
+        most = tasks.max_length or length
+        if problem := _first_problem(model, [Lengths(most - 1, 1), Lengths(0, most)]):
+            yield "tasks.max_length", f"a question and its answer of {most} tokens: {problem}"
+
+
+def _opening(model: ResolvedModel, objective: AnyObjective, length: int) -> int:
+    """Tokens before a prefix that is to be continued."""
+    return len(objective.opening(length, model.vocabulary))
+
+
+def _opened(examples: Iterable[Lengths], opening: int) -> list[Lengths]:
+    return [example._replace(source=example.source + opening) for example in examples]
+
+
+def _first_problem(model: ResolvedModel, examples: Iterable[Lengths]) -> str:
+    problems = (beyond_table(model, int(source), int(target + given)) for source, target, given in examples)
+    return next(filter(None, problems), "")
