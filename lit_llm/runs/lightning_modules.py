@@ -66,7 +66,7 @@ class LitExperiment(LitModel):
     of the experiment's `clip_norm`. One batch is one step, whose mean is over all of its targets, so
     `accumulate_grad_batches` is refused; `micro_batch_size` cuts a batch.
 
-    >>> accuracy = MulticlassAccuracy(num_classes=258, average="micro")
+    >>> accuracy = MulticlassAccuracy(lit.model.config.vocabulary, average="micro")
     >>> lit = LitExperiment("redllm-tiny", metrics=MetricCollection({"accuracy": accuracy}))  # val/accuracy
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import struct
@@ -175,8 +176,8 @@ def losses_of_tensorboard(folder: Path) -> list[tuple[int, float]]:
 def losses_of_wandb(folder: Path) -> list[tuple[int, float]]:
     """Losses of an offline run: protobuf records in LevelDB's log format, after seven bytes; wandb has no reader."""
     import wandb
-    from wandb.proto.wandb_internal_pb2 import Record
 
+    Record = importlib.import_module("wandb.proto.wandb_internal_pb2").Record  # it has no types
     wandb.teardown()  # as the end of a run's process does; only then is the file whole
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     content, place, record, rows = file.read_bytes(), 7, b"", []
