@@ -12,9 +12,10 @@ from lit_llm.data.batches import spread
 from lit_llm.data.examples import ExampleSet
 from lit_llm.evaluation.likelihood import Measured
 from lit_llm.evaluation.result import EvaluationResult, Progress
-from lit_llm.evaluation.scoring import score
+from lit_llm.evaluation.scoring import collated, score
 from lit_llm.evaluation.unit_losses import losses_by_source
 from lit_llm.models.families import LanguageModel
+from lit_llm.objectives.collate import Batch, Family
 from lit_llm.objectives.config import MasksConfig
 
 
@@ -40,6 +41,10 @@ class HeldOutExamples:
         self.pairs = [examples.read(split, place) for place in self.places]
         self.of_task = examples.task_of(split)[self.places].tolist()
         self.bytes = [None if byte_lengths is None else int(byte_lengths[target].sum()) for _, target in self.pairs]
+
+    def target_batches(self, family: Family, batch_tokens: int) -> list[Batch]:
+        """Batches whose targets are measured."""
+        return [batch for _, batch in collated(self.pairs, family, self.masks, batch_tokens)]
 
     def rows(
         self, model: LanguageModel, batch_tokens: int, progress: Progress = lambda *_: None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_llm.components.loss.module import target_hits, target_nats
+from lit_llm.components.loss.module import target_hits, target_logits, target_nats
 from lit_llm.config.metrics import ANSWER_ACCURACY, BITS_PER_BYTE, OBJECTIVE_LOSS, PERPLEXITY, SPLITS
 from lit_llm.data.batches import WindowCollator, Windows, spread
 from lit_llm.data.prepare import Prepared
@@ -178,6 +178,11 @@ class Validation:
             metrics[f"{self.begin}{ANSWER_ACCURACY.name}"] = right / answers
         return Measured(metrics, losses)
 
+    @property
+    def target_batches(self) -> list[Batch]:
+        """Batches whose targets are measured, of all sources."""
+        return [batch for source in self.sources for batch in source.target_batches]
+
     def _batches(self, source: _SourceWindows) -> list[Batch]:
         return source.target_batches if self.same else source.target_batches + source.objective_batches
 
@@ -220,6 +225,11 @@ def hits_of(model: LanguageModel, batch: Batch) -> Tensor:
     return target_hits(model.hidden(**batch.inputs), model.unembedding, (batch.targets, batch.places))
 
 
+def logits_of(model: LanguageModel, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and ids of the counted targets, N x V and N, in chunks; call it without gradients."""
+    return target_logits(model.hidden(**batch.inputs), model.unembedding, (batch.targets, batch.places))
+
+
 class SumByPlace(Metric):
     """Float64 sums of values by index (`place`), reduced over devices.
 
@@ -239,6 +249,22 @@ class SumByPlace(Metric):
         return self.sums
 
 
+def ranks_now() -> tuple[int, int]:
+    """This process's rank, and the number of ranks."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def batches_of_rank(count: int) -> Iterator[tuple[int, bool]]:
+    """Pairs (number of one of `count` batches that this rank computes, True where it counts).
+
+    A rank without a batch of its own computes another's, uncounted: a sharded model needs all ranks at once.
+    """
+    rank, ranks = ranks_now()
+    for first in range(0, count, ranks):
+        number = min(first + rank, count - 1)
+        yield number, number == first + rank
+
+
 @torch.no_grad()
 def nats_by_place(
     model: LanguageModel,
@@ -255,16 +281,13 @@ def nats_by_place(
     summed in place of nats, one number for each counted target.
     """
     device, sums = next(model.parameters()).device, SumByPlace(count)
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     done, total = 0, sum(map(len, batches))
-    for first in range(0, len(batches), ranks):
-        # A rank without a batch of its own computes another's, uncounted: a sharded model needs all ranks at once.
-        number = min(first + rank, len(batches) - 1)
+    for number, counts in batches_of_rank(len(batches)):
         values = value(model, batches[number].to(device))
-        if number == first + rank:
+        if counts:
             sums.update(places[number], values)
         done += len(batches[number])
-        progress(min(total, ranks * done), total)
+        progress(min(total, ranks_now()[1] * done), total)
     totals: list[float] = sums.to(device).compute().reshape(count).tolist()  # a single sum comes as a scalar
     return totals
 

@@ -11,7 +11,7 @@ from lit_llm.data.batches import opened
 from lit_llm.evaluation.likelihood import nats_of
 from lit_llm.evaluation.result import Progress
 from lit_llm.models.families import LanguageModel
-from lit_llm.objectives.collate import collate
+from lit_llm.objectives.collate import Batch, Family, collate
 from lit_llm.objectives.config import MasksConfig
 
 Example = tuple[np.ndarray, np.ndarray]
@@ -36,14 +36,21 @@ def score(
     """
     assert not model.training, "a model in training mode would be scored with its dropout"
     device, done = next(model.parameters()).device, 0
-    for numbers in _batches([len(source) + len(target) for source, target in examples], batch_tokens):
-        sources, targets = zip(*(examples[number] for number in numbers), strict=True)
-        batch = collate([opened(opening, source) for source in sources], targets, model.config.family, masks).to(device)
-        nats = nats_of(model, batch).double().cpu().numpy()
-        ends = np.cumsum([len(target) for target in targets])
+    for numbers, batch in collated(examples, model.config.family, masks, batch_tokens, opening):
+        nats = nats_of(model, batch.to(device)).double().cpu().numpy()
+        ends = np.cumsum([len(examples[number][1]) for number in numbers])
         yield from zip(numbers, np.split(nats, ends[:-1]), strict=True)
         done += len(numbers)
         progress(done, len(examples))
+
+
+def collated(
+    examples: Sequence[Example], family: Family, masks: MasksConfig, batch_tokens: int, opening: Sequence[int] = ()
+) -> Iterator[tuple[list[int], Batch]]:
+    """(numbers of the examples, their batch) of each batch, the longest examples first; arguments as in `score`."""
+    for numbers in _batches([len(source) + len(target) for source, target in examples], batch_tokens):
+        sources, targets = zip(*(examples[number] for number in numbers), strict=True)
+        yield numbers, collate([opened(opening, source) for source in sources], targets, family, masks)
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

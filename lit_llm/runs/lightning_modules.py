@@ -5,22 +5,25 @@ The steps, the order of the data and the evaluations are those of `lit-llm run`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 
-from lit_llm.config.metrics import OBJECTIVE_LOSS, SPLITS
+from lit_llm.config.metrics import OBJECTIVE_LOSS, OF_SPLITS, SPLITS
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
 from lit_llm.data.examples import ExampleSet, prepare_examples
 from lit_llm.data.prepare import open_prepared, prepare, tokenizer_folder
-from lit_llm.evaluation.likelihood import nats_of
+from lit_llm.evaluation.likelihood import batches_of_rank, logits_of
 from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.schema import Experiment
 from lit_llm.experiment.training_sections import Trained
@@ -38,6 +41,15 @@ Given = Experiment | str | Path | Mapping[str, Any]
 """An experiment, the name of a preset, the path of an experiment file, or an experiment's keys."""
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """A held-out split, which is measured at once."""
+
+    evaluate: Evaluate
+    target_batches: Callable[[], Sequence[Batch]]
+    """Batches of the targets that are measured."""
+
+
 class LitExperiment(LitModel):
     """A stage of an experiment that trains, as a LightningModule.
 
@@ -51,12 +63,20 @@ class LitExperiment(LitModel):
     It logs `train/loss`, `train/lr` and `stability/grad_norm` of steps, and the `val/` and `test/` metrics of a run. A
     loader of the user's own gives a `Batch` for each optimiser step; held-out batches are measured by their mean loss.
 
-    The optimisation is manual: one batch is one optimiser step, whose number of targets has to be known before the
-    first of its micro-batches. Clipping and micro-batches are keys of the experiment, and Lightning refuses its own.
+    The optimisation is automatic: Lightning steps the optimiser, and the Trainer's `gradient_clip_val` takes the place
+    of the experiment's `clip_norm`. One batch is one step, whose mean is over all of its targets, so
+    `accumulate_grad_batches` is refused; `micro_batch_size` cuts a batch.
+
+    >>> accuracy = MulticlassAccuracy(lit.model.config.vocabulary, average="micro")
+    >>> lit = LitExperiment("redllm-tiny", metrics=MetricCollection({"accuracy": accuracy}))  # val/accuracy
     """
 
-    def __init__(self, experiment: Given, stage: Trained = "pretrain") -> None:
-        """Build the model with its initial weights. Raises InputError for an experiment that it cannot train."""
+    def __init__(self, experiment: Given, stage: Trained = "pretrain", metrics: MetricCollection | None = None) -> None:
+        """Build the model with its initial weights. Raises InputError for an experiment that it cannot train.
+
+        metrics: further metrics of held-out text. Their `update` gets the logits (N x V, float32) and the ids (N) of
+        targets that count, in chunks; values have the names `val/...` and `test/...`.
+        """
         experiment = experiment_of(experiment, stage)
         if experiment.adapt is not None:
             message = "begins with the weights of other runs, which only `lit-llm run` and `lit-llm train` load"
@@ -69,12 +89,20 @@ class LitExperiment(LitModel):
             message = "keeps its average in the optimiser, where this module cannot show it"
             advice = "use `lit-llm run`, or Lightning's callback EMAWeightAveraging"
             raise InputError(Problem(f"{message}; {advice}", f"{stage}.training.weight_averaging"))
+        metrics = metrics or MetricCollection({})
+        taken = sorted({metric.name for metric in OF_SPLITS}.intersection(metrics.keys(keep_base=True)))
+        if taken:
+            raise InputError(
+                Problem(f"{', '.join(taken)}: a run's own metric has this name; choose another", "metrics")
+            )
         super().__init__(build_model(experiment.model, experiment.seed).train(), training, experiment.seed)
         vary = lengths_vary(experiment, stage)
         use_kernels(self.model, training.execution.kernels, torch.cuda.is_available(), vary)
         self.save_hyperparameters({"experiment": experiment.model_dump(mode="json"), "stage": stage})
         self.experiment, self.times = experiment, experiment.section(stage).validation.times
         self.validation_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.validation_metrics = metrics.clone(prefix=SPLITS["validation"])
+        self.test_metrics = metrics.clone(prefix=SPLITS["test"])
 
     @property
     def trainer_options(self) -> dict[str, Any]:
@@ -82,27 +110,53 @@ class LitExperiment(LitModel):
         interval = self.training_config.max_steps // self.times
         return {**super().trainer_options, "val_check_interval": max(1, interval), "num_sanity_val_steps": 0}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        super().training_step(batch, batch_idx)
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         assert self.report is not None
         self.log_dict(self.report.metrics(), prog_bar=True, batch_size=self.report.targets)
 
-    def validation_step(self, batch: Batch | Evaluate, batch_idx: int) -> None:
-        self._evaluate(batch, "validation", self.validation_loss)
+    def validation_step(self, batch: Batch | HeldOut, batch_idx: int) -> None:
+        self._evaluate(batch, "validation", self.validation_loss, self.validation_metrics)
 
-    def test_step(self, batch: Batch | Evaluate, batch_idx: int) -> None:
-        self._evaluate(batch, "test", self.test_loss)
+    def test_step(self, batch: Batch | HeldOut, batch_idx: int) -> None:
+        self._evaluate(batch, "test", self.test_loss, self.test_metrics)
 
-    def _evaluate(self, batch: Batch | Evaluate, split: str, mean_loss: MeanMetric) -> None:
-        """Log the metrics of the held-out text: of all of it at once, or the mean loss over batches."""
-        if not isinstance(batch, Batch):
-            self.log_dict(batch(self.model), on_step=False, on_epoch=True, batch_size=1)
+    def on_validation_epoch_end(self) -> None:
+        self._log(self.validation_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self._log(self.test_metrics)
+
+    def _evaluate(self, batch: Batch | HeldOut, split: str, mean_loss: MeanMetric, metrics: MetricCollection) -> None:
+        """Log the metrics of the held-out text: of all of it at once, or the mean loss over batches. Update the user's.
+
+        Batches of a loader are this rank's; those of a held-out split are divided among ranks here.
+        """
+        if isinstance(batch, HeldOut):
+            self.log_dict(batch.evaluate(self.model), on_step=False, on_epoch=True, batch_size=1)
+            targets = batch.target_batches() if len(metrics) else ()
+            for number, counts in batches_of_rank(len(targets)):
+                for logits_NV, ids_N in logits_of(self.model, targets[number].to(self.device)):
+                    if counts:
+                        metrics.update(logits_NV, ids_N)
             return
-        mean_loss.update(nats_of(self.model, batch))
+        for logits_NV, ids_N in logits_of(self.model, batch):
+            mean_loss.update(cross_entropy(logits_NV, ids_N, reduction="none"))
+            metrics.update(logits_NV, ids_N)
         self.log(f"{SPLITS[split]}{OBJECTIVE_LOSS.name}", mean_loss, on_step=False, on_epoch=True)
 
+    def _log(self, metrics: MetricCollection) -> None:
+        """Log the user's metrics over a whole split, reduced over ranks by torchmetrics."""
+        self.log_dict(metrics.compute())
+        metrics.reset()
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if not isinstance(batch, Batch):  # an evaluation moves its own batches, one at a time
+        if isinstance(batch, HeldOut):  # it moves its own batches, one at a time
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
@@ -156,7 +210,7 @@ class LitData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """One item: the evaluation that a run makes during training."""
-        return _loader_of(self.data.evaluate)
+        return self._loader("validation", self.data.evaluate)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """One item: the evaluation of the test split that a run makes after its last step."""
@@ -165,12 +219,11 @@ class LitData(L.LightningDataModule):
             raise InputError(
                 Problem("is 0, so that there is no test split", f"{self.trained_stage}.data.test_fraction")
             )
-        return _loader_of(lambda model: measure("test", model, lambda *_: None).metrics)
+        return self._loader("test", lambda model: measure("test", model, lambda *_: None).metrics)
 
-
-def _loader_of(evaluate: Evaluate) -> DataLoader[Any]:
-    items: Any = [evaluate]  # a list is a dataset
-    return DataLoader(items, batch_size=None)
+    def _loader(self, split: str, evaluate: Evaluate) -> DataLoader[Any]:
+        items: Any = [HeldOut(evaluate, partial(self.data.target_batches, split))]  # a list is a dataset
+        return DataLoader(items, batch_size=None)
 
 
 def experiment_of(given: Given, stage: Trained) -> Experiment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,7 @@ from lit_llm.evaluation.examples import HeldOutExamples
 from lit_llm.evaluation.final import Measure
 from lit_llm.evaluation.likelihood import Validation
 from lit_llm.experiment.schema import Experiment
+from lit_llm.objectives.collate import Batch
 from lit_llm.runs.warm_start import windows_before
 from lit_llm.training.fit import Evaluate
 
@@ -27,6 +28,8 @@ class StageData:
     held_out_splits: Sequence[str]
     measure: Measure
     """Evaluation after the last step, on one split."""
+    target_batches: Callable[[str], Sequence[Batch]]
+    """Batches whose targets are measured: of the validation split during training, of others after the last step."""
 
 
 def pretraining_data(experiment: Experiment, data: Prepared) -> StageData:
@@ -35,11 +38,13 @@ def pretraining_data(experiment: Experiment, data: Prepared) -> StageData:
     begin = windows_before(experiment)
     batches = TrainBatches(data, section.objective, family, section.masks, experiment.seed, begin, section)
     held_out = partial(Validation, section.validation, data, section.objective, family, section.masks)
+    during = held_out()
     return StageData(
         batches,
-        held_out(),
+        during,
         data.held_out_splits,
         lambda split, model, progress: held_out(split, final=True).measured(model, progress),
+        lambda split: (during if split == during.split else held_out(split, final=True)).target_batches,
     )
 
 
@@ -57,11 +62,14 @@ def finetuning_data(experiment: Experiment, data: Prepared, examples: ExampleSet
         return HeldOutExamples(examples, count, section.masks, byte_lengths, split)
 
     during = held_out(section.validation.examples, "validation")
+
+    def after(split: str) -> HeldOutExamples:
+        return held_out(section.validation.most_examples, split)
+
     return StageData(
         batches,
         lambda model: during.measured(model, batch_tokens).metrics,
         examples.held_out_splits,
-        lambda split, model, progress: held_out(section.validation.most_examples, split).measured(
-            model, batch_tokens, progress
-        ),
+        lambda split, model, progress: after(split).measured(model, batch_tokens, progress),
+        lambda split: (during if split == during.split else after(split)).target_batches(family, batch_tokens),
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -18,6 +20,7 @@ from lit_llm.components.feed_forward.module import FeedForward
 from lit_llm.components.liger import liger_kernels
 from lit_llm.components.loss.module import Losses, LossWeights, Teacher, target_loss
 from lit_llm.config.metrics import GRAD_NORM, LEARNING_RATE, LOSSES_AHEAD, TEACHER_DIVERGENCE, TRAIN_LOSS
+from lit_llm.config.problems import InputError, Problem
 from lit_llm.models.build import generator
 from lit_llm.models.families import DecoderOnly, LanguageModel
 from lit_llm.models.stacks import Stack
@@ -29,6 +32,12 @@ from lit_llm.training.optimizers.averaged_weights import AveragedWeights
 from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 from lit_llm.training.optimizers.master_weights import MasterWeights, masters_of
 from lit_llm.training.optimizers.shards import whole
+
+NO_ACCUMULATION = (
+    "would average the means of several batches, where a step is the mean over all of their target tokens; set it to 1,"
+    " make `data.batch_size` larger, and cut the batch by `training.execution.micro_batch_size`"
+)
+"""Reason against Lightning's accumulation of gradients."""
 
 
 class Diverged(Exception):
@@ -60,6 +69,21 @@ class StepReport:
         return values if self.divergence is None else {**values, TEACHER_DIVERGENCE.name: self.divergence}
 
 
+@dataclass
+class _StepSums:
+    """What a step reports, of the micro-batches so far on this device."""
+
+    lr: float
+    targets: int
+    """Target tokens of the whole batch, over all devices."""
+    nats: Tensor
+    divergence: Tensor
+    ahead: Tensor
+    """(nats, number of targets) of each further token."""
+    choices: Sequence[float] = ()
+    """How often each expert was chosen, over all devices; once the step is reported."""
+
+
 @dataclass(frozen=True)
 class WarmStart:
     """Settings of the training of a model with parameters from other models."""
@@ -83,13 +107,11 @@ class LitModel(L.LightningModule):
         self, model: LanguageModel, training: TrainingConfig, seed: int = 0, warm_start: WarmStart | None = None
     ) -> None:
         super().__init__()
-        # One loader batch is one optimiser step: the number of targets is known before the first backward pass, which
-        # weights micro-batches by their targets, on several devices too.
-        self.automatic_optimization = False
         self.model: LanguageModel = model
         self.training_config, self.seed = training, seed
         self._experts = ExpertBalance(model)
         self.report: StepReport | None = None
+        self._sums: _StepSums | None = None
         # In a tuple, so that the teacher is not a submodule, which checkpoints would save.
         self._warm_start, self._frozen = (warm_start or WarmStart(),), False
         for module in model.modules():
@@ -177,65 +199,119 @@ class LitModel(L.LightningModule):
         return batch.to(device, non_blocking=True)
 
     def on_train_start(self) -> None:
-        self._set_learning_rate()
+        self._set_learning_rate(self.global_step)
 
-    def _set_learning_rate(self) -> float:
-        """Set the learning rate of the next step in the optimiser, where callbacks read it; returns it."""
+    def _set_learning_rate(self, steps: int) -> float:
+        """Set the learning rate of the step after this many in the optimiser, where callbacks read it; returns it."""
         config, optimizer = self.training_config, self.optimizers()
         assert not isinstance(optimizer, list)
-        return set_learning_rate(optimizer.param_groups, config.schedule.factor(self.global_step, config.max_steps))
+        return set_learning_rate(optimizer.param_groups, config.schedule.factor(steps, config.max_steps))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        config, optimizer = self.training_config, self.optimizers()
-        assert not isinstance(optimizer, list)
-        lr = self._set_learning_rate()
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of the batch's last micro-batch, after the backward passes of those before it.
 
+        Lightning does the rest of the step. A batch is one step: the number of its targets, over all devices, is known
+        before the first backward pass, which weights micro-batches by their targets.
+        """
+        if self.trainer.accumulate_grad_batches != 1:
+            raise InputError(Problem(NO_ACCUMULATION, "Trainer(accumulate_grad_batches)"))
+        config, lr = self.training_config, self._set_learning_rate(self.global_step)
         self._update_frozen()
         # Filled on the device: a copy from the host would wait for it.
         counted = torch.full((), float(batch.total), device=self.device)
-        total, divergence = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        ahead = torch.zeros(2 * self.model.config.output.future_tokens, device=self.device)
+        sums = self._sums = _StepSums(
+            lr,
+            batch.total,
+            torch.zeros((), device=self.device),
+            torch.zeros((), device=self.device),
+            torch.zeros(2 * self.model.config.output.future_tokens, device=self.device),
+        )
         windows = config.execution.micro_batch_size or len(batch)
-        micro_batches = list(batch.micro_batches(windows * batch.rows_of_window))
-        for number, piece in enumerate(micro_batches):
-            last = number == len(micro_batches) - 1
-            with self._synchronised(last), liger_kernels(config.execution.kernels == "liger"):
-                self._experts.begin()
-                with self._dropout(number):
-                    hidden_BTD = self.model.hidden(**piece.inputs)
-                losses = self._losses(hidden_BTD, piece)
-                objective = losses.objective
-                if len(ahead):
-                    objective = objective + self._losses_ahead(piece, ahead)
-                if self._experts.layers:
-                    objective = objective + self._experts.loss(piece)
-                # Devices average their gradients; multiplied by their number it is the sum.
-                self.manual_backward(objective / counted * self.trainer.world_size)
-            total += losses.nats
-            divergence += losses.divergence
+        *earlier, last = enumerate(batch.micro_batches(windows * batch.rows_of_window))
+        # Devices average their gradients; multiplied by their number it is the sum.
+        ranks = self.trainer.world_size
+        for number, piece in earlier:
+            with self._unsynchronised():
+                self.trainer.strategy.backward(self._loss(number, piece, sums) / counted * ranks, None)
+        return self._loss(*last, sums) / counted * ranks
 
+    def _loss(self, number: int, piece: Batch, sums: _StepSums) -> Tensor:
+        """Objective of a micro-batch as a sum over its targets; what the step reports is added to `sums`."""
+        with liger_kernels(self._liger):
+            self._experts.begin()
+            with self._dropout(number):
+                hidden_BTD = self.model.hidden(**piece.inputs)
+            losses = self._losses(hidden_BTD, piece)
+            objective = losses.objective
+            if len(sums.ahead):
+                objective = objective + self._losses_ahead(piece, sums.ahead)
+            if self._experts.layers:
+                objective = objective + self._experts.loss(piece)
+        sums.nats += losses.nats
+        sums.divergence += losses.divergence
+        return objective
+
+    @property
+    def _liger(self) -> bool:
+        return self.training_config.execution.kernels == "liger"
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute gradients in the contexts of the forward pass, which activation checkpointing computes again."""
+        with liger_kernels(self._liger), self.trainer.precision_plugin.train_step_context():
+            super().backward(loss, *args, **kwargs)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Report the step, and clip its gradient. The Trainer's `gradient_clip_val` takes the place of `clip_norm`."""
         self._drop_frozen_gradients()
-        stepped = optimizer.optimizer
-        trained = stepped.take_gradients() if isinstance(stepped, MasterWeights) else self.model.parameters()
+        trained = optimizer.take_gradients() if isinstance(optimizer, MasterWeights) else self.model.parameters()
         parameters = [p for p in trained if p.grad is not None]
-        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf))
+        limit = self.training_config.clip_norm if gradient_clip_val is None else gradient_clip_val
+        by_value = gradient_clip_algorithm == GradClipAlgorithmType.VALUE
+        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit or math.inf)
+        if by_value and limit:
+            torch.nn.utils.clip_grad_value_(parameters, limit)
+        self._report(whole(norm))
+
+    def _report(self, norm: Tensor) -> None:
+        """Set the step's report. Raises Diverged where its loss or gradient is not finite."""
+        sums = self._sums
+        assert sums is not None
         # The only wait for the device in a step. All ranks report rank 0's norm, to decide alike.
-        numbers = torch.stack([norm.detach(), total, divergence]), ahead, self._experts.take_choices(self.device)
+        choices_n = self._experts.take_choices(self.device)
+        numbers = torch.stack([norm.detach(), sums.nats, sums.divergence]), sums.ahead, choices_n
         sums_RN = self._of_all_ranks(torch.cat(numbers))
         grad_norm, nats_sum, divergence_sum, *others = torch.cat([sums_RN[0, :1], sums_RN[:, 1:].sum(0)]).tolist()
-        of_ahead, choices = others[: len(ahead)], others[len(ahead) :]
+        of_ahead, choices = others[: len(sums.ahead)], others[len(sums.ahead) :]
         means_ahead = tuple(nats / max(count, 1) for nats, count in zip(of_ahead[::2], of_ahead[1::2], strict=True))
-        targets = batch.total
+        targets = sums.targets
         mean_divergence = divergence_sum / targets if self._warm_start[0].distill else None
         load = self._experts.load(choices)
-        self.report = StepReport(nats_sum / targets, grad_norm, lr, targets, mean_divergence, means_ahead, load)
+        self.report = StepReport(nats_sum / targets, grad_norm, sums.lr, targets, mean_divergence, means_ahead, load)
         if not math.isfinite(self.report.loss) or not math.isfinite(self.report.grad_norm):
             what = "loss" if not math.isfinite(self.report.loss) else "gradient"
             raise Diverged(f"the {what} is not finite in step {self.global_step + 1}")
-        optimizer.step()
-        optimizer.zero_grad()
-        self._set_learning_rate()
-        self._experts.step_biases(choices)
+        sums.choices = choices
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()  # now, so that evaluations and the next forward pass have the memory
+        self._set_learning_rate(self.global_step + 1)
+        assert self._sums is not None
+        self._experts.step_biases(self._sums.choices)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the gradients: Lightning calls this before the last micro-batch, when those of the others are in."""
 
     def _update_frozen(self) -> None:
         """Freeze all but the newly initialised parameters in the first steps of an adaptation; unfreeze them after.
@@ -309,10 +385,13 @@ class LitModel(L.LightningModule):
         return gathered
 
     @contextmanager
-    def _synchronised(self, last: bool) -> Iterator[None]:
-        """Context of a micro-batch: devices add up their gradients in the backward pass of the last one alone."""
+    def _unsynchronised(self) -> Iterator[None]:
+        """Context of a micro-batch but the last, whose backward pass alone adds up the devices' gradients."""
         wrapped: Any = self.trainer.strategy.model
-        if is_sharded(self.model):
-            cast(FSDPModule, self.model).set_requires_gradient_sync(last)
-        with wrapped.no_sync() if hasattr(wrapped, "no_sync") and not last else nullcontext():
+        sharded = cast(FSDPModule, self.model) if is_sharded(self.model) else None
+        if sharded is not None:
+            sharded.set_requires_gradient_sync(False)
+        with wrapped.no_sync() if hasattr(wrapped, "no_sync") else nullcontext():
             yield
+        if sharded is not None:
+            sharded.set_requires_gradient_sync(True)

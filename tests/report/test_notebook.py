@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import types
 from pathlib import Path
@@ -48,10 +49,24 @@ def test_the_notebook_runs(maker: Any, tmp_path: Path, monkeypatch: pytest.Monke
     cells = [(kind, text.replace("max_steps: 60", short)) for kind, text in maker.CELLS]
     assert cells != maker.CELLS
     monkeypatch.setattr(maker, "CELLS", cells)
+    messages: list[tuple[str, dict[str, Any]]] = []
+
+    class Listening(maker.NotebookClient):
+        def process_message(self, msg: Any, *args: Any) -> Any:
+            messages.append((msg["msg_type"], msg["content"]))
+            return super().process_message(msg, *args)
+
+    monkeypatch.setattr(maker, "NotebookClient", Listening)
     made = maker.executed(tmp_path)
     tables = ["".join(o.get("data", {}).get("text/html", "") for o in cell.get("outputs", ())) for cell in made.cells]
     assert any("verdict" in table for table in tables)
     assert (tmp_path / "mlruns" / "studies" / "qkv_norm" / "report.html").exists()
+    view = [(kind, content) for kind, content in messages if content.get("transient", {}).get("display_id")]
+    assert [kind for kind, _ in view] == ["display_data", *["update_display_data"] * (len(view) - 1)]
+    assert len({content["transient"]["display_id"] for _, content in view}) == 1
+    texts = [re.sub("<[^>]*>", "", content["data"]["text/html"]).strip() for _, content in view]
+    assert any("seed 0" in text for text in texts[1:])
+    assert texts[-1] == ""
 
 
 class Shown:

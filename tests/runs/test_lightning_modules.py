@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,8 +13,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.text import Perplexity
+from torchmetrics.wrappers import LambdaInputTransformer
 
 from lit_llm import LitData, LitExperiment
 from lit_llm.config.problems import InputError
@@ -27,6 +31,7 @@ from lit_llm.runs.trained_model import open_finished
 from lit_llm.store.store import Stage, Store
 from lit_llm.studies.load import load_study
 from lit_llm.training import compiled_blocks
+from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 from tests.stages_in_parts import numbers, prepared_stage
 from tests.training.test_step import uneven_batch
 
@@ -155,11 +160,96 @@ def test_batches_of_the_users_own_are_measured_by_their_mean_loss_over_all_targe
     assert measured == {"val/objective_loss": pytest.approx(expected, rel=1e-5)}
 
 
-def test_clipping_and_accumulation_of_lightnings_are_refused_as_the_experiment_has_its_own(tmp_path: Path) -> None:
-    for option in ({"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}):
-        lit = LitExperiment("decllm-tiny")
-        with pytest.raises(MisconfigurationException, match="manual optimization"):
-            trainer_of(lit, tmp_path, **option).fit(lit, torch.utils.data.DataLoader(batches_of(lit), batch_size=None))
+class ByHand(L.Callback):
+    """Steps a copy of the model with torch's clipping of the gradients that callbacks get, and checks the loss."""
+
+    def __init__(self, clip: Callable[[Any], Any]) -> None:
+        self.clip, self.changed = clip, 0
+
+    def on_fit_start(self, trainer: L.Trainer, lit: L.LightningModule) -> None:
+        assert isinstance(lit, LitExperiment)
+        self.peer = copy.deepcopy(lit.model)
+        self.optimizer = build_optimizer(lit.training_config.optimizer, self.peer)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, lit: L.LightningModule, optimizer: object) -> None:
+        assert isinstance(lit, LitExperiment)
+        for mine, parameter in zip(self.peer.parameters(), lit.model.parameters(), strict=True):
+            mine.grad = None if parameter.grad is None else parameter.grad.clone()
+        before = [mine.grad.clone() for mine in self.peer.parameters() if mine.grad is not None]
+        self.clip(self.peer.parameters())
+        after = [mine.grad for mine in self.peer.parameters() if mine.grad is not None]
+        self.changed += not all(map(torch.equal, before, after))
+        config = lit.training_config
+        set_learning_rate(self.optimizer.param_groups, config.schedule.factor(trainer.global_step, config.max_steps))
+        self.optimizer.step()
+
+    def on_train_batch_end(self, trainer: L.Trainer, lit: L.LightningModule, outputs: Any, *_: object) -> None:
+        assert isinstance(lit, LitExperiment)
+        assert lit.report is not None
+        assert outputs["loss"].item() == pytest.approx(lit.report.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_the_trainers_clipping_takes_the_place_of_the_experiments(tmp_path: Path, algorithm: str) -> None:
+    """Judge: torch's clipping by hand, to the bit over two steps."""
+    lit, limit = LitExperiment(load_experiment("decllm-tiny", ["pretrain.training.z_loss=0"])), 1e-3
+    clips = {"norm": torch.nn.utils.clip_grad_norm_, "value": torch.nn.utils.clip_grad_value_}
+    hand = ByHand(lambda parameters: clips[algorithm](list(parameters), limit))
+    trainer = trainer_of(lit, tmp_path, hand, max_steps=2, gradient_clip_val=limit, gradient_clip_algorithm=algorithm)
+    trainer.fit(lit, torch.utils.data.DataLoader(batches_of(lit), batch_size=None))
+    assert trainer.global_step == hand.changed == 2
+    assert_equal_weights(lit, hand.peer.state_dict())
+
+
+def test_accumulation_of_lightnings_is_refused_as_it_would_average_means(tmp_path: Path) -> None:
+    lit = LitExperiment("decllm-tiny")
+    with pytest.raises(InputError, match=r"accumulate_grad_batches.*mean over all of their target tokens.*batch_size"):
+        trainer_of(lit, tmp_path, accumulate_grad_batches=2).fit(
+            lit, torch.utils.data.DataLoader(batches_of(lit), batch_size=None)
+        )
+
+
+def of_torchmetrics(lit: LitExperiment) -> MetricCollection:
+    perplexity = LambdaInputTransformer(Perplexity(), lambda logits: logits[None], lambda ids: ids[None])
+    accuracy = MulticlassAccuracy(lit.model.config.vocabulary, average="micro")
+    return MetricCollection({"accuracy": accuracy, "peer_perplexity": perplexity})
+
+
+def test_metrics_of_the_users_own_are_measured_over_all_targets_of_a_loader(tmp_path: Path) -> None:
+    """Judge: torch, by hand."""
+    lit = LitExperiment("decllm-tiny", metrics=of_torchmetrics(LitExperiment("decllm-tiny")))
+    batches, trainer = batches_of(lit), trainer_of(lit, tmp_path)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    measured, again = (trainer.validate(lit, loader, verbose=False)[0] for _ in range(2))
+    with torch.no_grad():
+        logits = torch.cat([lit.model(batch.inputs["tokens_BT"])[batch.weights.bool()] for batch in batches])
+    targets = torch.cat([batch.targets[batch.weights.bool()] for batch in batches])
+    loss = torch.nn.functional.cross_entropy(logits, targets)
+    assert measured == again  # each validation begins anew
+    assert measured == pytest.approx(
+        {
+            "val/accuracy": (logits.argmax(-1) == targets).float().mean().item(),
+            "val/peer_perplexity": loss.exp().item(),
+            "val/objective_loss": loss.item(),
+        },
+        rel=1e-4,
+    )
+
+
+def test_metrics_of_the_users_own_are_measured_on_the_targets_of_a_run(trained: Trained) -> None:
+    """Judge: torchmetrics' perplexity beside the run's."""
+    torch.set_num_threads(1)
+    lit = LitExperiment(trained.experiment, metrics=of_torchmetrics(trained.lit))
+    lit.model.load_state_dict(trained.lit.model.state_dict())
+    trainer = trainer_of(lit, trained.folder / "measured")
+    (measured,) = trainer.validate(lit, datamodule=trained.data, verbose=False)
+    assert measured["val/peer_perplexity"] == pytest.approx(measured["val/perplexity"], rel=1e-3)
+    assert 0 < measured["val/accuracy"] < 1
+
+
+def test_a_metric_with_the_name_of_a_runs_own_is_refused() -> None:
+    with pytest.raises(InputError, match="metrics: perplexity: a run's own metric has this name"):
+        LitExperiment("decllm-tiny", metrics=MetricCollection({"perplexity": Perplexity()}))
 
 
 def test_a_finetuning_from_the_weights_of_a_run_gives_the_weights_of_its_second_stage(

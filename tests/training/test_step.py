@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -37,14 +38,14 @@ def uneven_batch(family: str, intra_document: bool = False) -> Batch:
 def stepped(family: str, batch: Batch, *overrides: str, **training: object) -> tuple[LitModel, dict[str, torch.Tensor]]:
     """The module after one step of the Trainer, and the gradients that the step was made of."""
     config = TrainingConfig.model_validate({"max_steps": 1, "clip_norm": None, **training})
-    model = build_model(load_experiment(f"{family}-tiny", [*SMALL, *overrides]).model)
-    lit, gradients = LitModel(model, config), {}
+    model, gradients = build_model(load_experiment(f"{family}-tiny", [*SMALL, *overrides]).model), {}
 
-    class Catch(L.Callback):
-        def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: object) -> None:
+    class Catching(LitModel):
+        def configure_gradient_clipping(self, *args: Any, **options: Any) -> None:
+            super().configure_gradient_clipping(*args, **options)
             gradients.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
-    fitted(lit, batch, Catch())
+    fitted(lit := Catching(model, config), batch)
     return lit, gradients
 
 
@@ -164,10 +165,10 @@ def test_a_loss_that_stays_lost_is_divergence_and_one_that_returns_is_not() -> N
 
 def test_a_loss_that_is_not_finite_is_divergence_at_once() -> None:
     class Poisoned(LitModel):
-        def training_step(self, batch: Batch, batch_idx: int) -> None:
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
             with torch.no_grad():
                 self.model.embedding.weight.fill_(math.nan)
-            super().training_step(batch, batch_idx)
+            return super().training_step(batch, batch_idx)
 
     model = build_model(load_experiment("decllm-tiny", SMALL).model)
     lit = Poisoned(model, TrainingConfig(max_steps=1))

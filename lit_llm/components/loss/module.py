@@ -92,11 +92,8 @@ def target_nats(hidden_BTD: Tensor, unembedding: Unembedding, targets: tuple[Ten
 
     targets: as in `target_loss`.
     """
-    targets_BT, places_N = targets
-    chunks = _chunks(unembedding, *_counted(places_N, hidden_BTD, targets_BT))
-    return torch.cat(
-        [F.cross_entropy(unembedding(hidden).float(), targets, reduction="none") for hidden, targets in chunks]
-    )
+    chunks = target_logits(hidden_BTD, unembedding, targets)
+    return torch.cat([F.cross_entropy(logits_NV, ids_N, reduction="none") for logits_NV, ids_N in chunks])
 
 
 def target_hits(hidden_BTD: Tensor, unembedding: Unembedding, targets: tuple[Tensor, Tensor]) -> Tensor:
@@ -104,9 +101,20 @@ def target_hits(hidden_BTD: Tensor, unembedding: Unembedding, targets: tuple[Ten
 
     targets: as in `target_loss`.
     """
+    chunks = target_logits(hidden_BTD, unembedding, targets)
+    return torch.cat([(logits_NV.argmax(-1) == ids_N).float() for logits_NV, ids_N in chunks])
+
+
+def target_logits(
+    hidden_BTD: Tensor, unembedding: Unembedding, targets: tuple[Tensor, Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Float32 logits and ids of the counted targets, row by row, in chunks that fit: N x V and N.
+
+    Call it without gradients. targets: as in `target_loss`.
+    """
     targets_BT, places_N = targets
-    chunks = _chunks(unembedding, *_counted(places_N, hidden_BTD, targets_BT))
-    return torch.cat([(unembedding(hidden).argmax(-1) == targets).float() for hidden, targets in chunks])
+    for hidden_ND, ids_N in _chunks(unembedding, *_counted(places_N, hidden_BTD, targets_BT)):
+        yield unembedding(hidden_ND).float(), ids_N
 
 
 def _counted(places_N: Tensor, *tensors: Tensor) -> list[Tensor]:
