@@ -34,12 +34,12 @@ test-slow: $(READY) ## the tests that take minutes each
 
 # In a folder of its own, since other packages behave differently where they find triton.
 $(VENV)/gpu-kernels: | $(READY)
-	@echo "installing triton and liger-kernel, a gigabyte, into $@"
+	@echo "installing triton, liger-kernel and fla-core, a gigabyte, into $@"
 	@rm -rf $@.part
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off --no-deps --target $@.part triton 'liger-kernel>=0.8.5'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off --no-deps --target $@.part triton 'liger-kernel>=0.8.5' 'fla-core>=0.6' einops
 	@mv $@.part $@
 
-test-gpu-kernels: $(VENV)/gpu-kernels ## Liger's kernels beside ours, on a CPU by Triton's interpreter
+test-gpu-kernels: $(VENV)/gpu-kernels ## kernels of Liger and flash-linear-attention beside ours, on a CPU by Triton's interpreter
 	@PYTHONPATH=$(VENV)/gpu-kernels TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu_kernels
 
 test-gpu: $(READY) ## the tests that need a GPU, then speed beside peers at sizes 150m and 1b
