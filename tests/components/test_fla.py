@@ -1,4 +1,4 @@
-"""The recurrences beside flash-linear-attention's own reference in torch, which needs neither its kernels nor triton."""
+"""The recurrences beside flash-linear-attention's own reference in torch, which needs no triton."""
 
 import importlib.util
 import os
@@ -13,9 +13,9 @@ from torch.testing import assert_close
 
 from lit_llm.components.masks import AttentionMask
 from lit_llm.components.recurrence.chunks import chunkwise
-from lit_llm.components.recurrence.fla import borders_of, fused_chunkwise
+from lit_llm.components.recurrence.fla import borders_of
 from tests.components.test_recurrence import KINDS
-from tests.recurrent_mixers import MIXERS, D, inputs_of, mixer_of, resolved, whole, whole_by_fla
+from tests.recurrent_mixers import MIXERS, D, mixer_of, resolved, whole, whole_by_fla
 
 B, T = 2, 13
 OPERATIONS = {

@@ -33,8 +33,8 @@ def interpreter() -> Iterator[None]:
     """
     if obstacle := _obstacle():
         pytest.skip(obstacle)
+    import fla.ops  # noqa: F401  # all modules with kernels
     import triton.language as tl
-    from fla.ops import gated_delta_rule, gla, simple_gla  # noqa: F401: loads all modules with their kernels
     from liger_kernel.ops import cross_entropy, geglu, rms_norm
     from triton.runtime import interpreter
     from triton.runtime.autotuner import Autotuner
