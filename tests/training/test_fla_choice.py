@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.components.recurrence.chunks import Streams, chunkwise
+from lit_llm.experiment.cost import memory_of
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
@@ -80,3 +81,8 @@ def test_what_is_left_to_the_chunks_is_said_in_a_line() -> None:
     assert kernels_note(load_experiment("decllm-tiny", [FLA]), "pretrain") == ""
     note = kernels_note(load_experiment("decllm-tiny", [FLA, NARROW]), "pretrain")
     assert note.startswith("1 of 2 kinds of recurrent mixers are not computed by flash-linear-attention: head_dim 8")
+
+
+def test_the_plans_memory_is_that_of_the_chunks() -> None:
+    by_fla, by_torch = (memory_of(load_experiment("decllm-tiny", [MIXERS, *more]), "pretrain") for more in ([FLA], []))
+    assert by_fla == by_torch
