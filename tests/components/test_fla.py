@@ -163,6 +163,8 @@ def test_sizes_without_a_kernel_are_left_to_the_chunks(name, sizes, reason):
 
 def test_borders_are_where_documents_begin_in_rows_end_to_end():
     runs = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 2, 2, 2]])
-    assert borders_of(runs).forwards.tolist() == [0, 2, 5, 6, 7, 10]
-    assert borders_of(runs).backwards.tolist() == [0, 3, 5, 8, 9, 10]
-    assert borders_of(None) == (None, None)
+    borders = borders_of(runs, both_ways=True)
+    assert borders.forwards.tolist() == [0, 2, 5, 6, 7, 10]
+    assert borders.backwards.tolist() == [0, 3, 5, 8, 9, 10]
+    assert borders_of(runs, both_ways=False).backwards is None
+    assert borders_of(None, both_ways=True) == (None, None)

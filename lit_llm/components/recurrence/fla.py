@@ -27,20 +27,20 @@ class DocumentBorders(NamedTuple):
 
     forwards: Tensor | None
     backwards: Tensor | None
-    """The same for rows that are turned around."""
+    """The same for rows that are turned around; None also where rows are read forwards alone."""
 
     def turned(self) -> DocumentBorders:
         return DocumentBorders(self.backwards, self.forwards)
 
 
-def borders_of(runs_BT: Tensor | None) -> DocumentBorders:
+def borders_of(runs_BT: Tensor | None, both_ways: bool) -> DocumentBorders:
     """The borders of documents. It waits for the device, so it is called once for all layers.
 
-    runs_BT: document numbers, equal ones adjacent; None for whole rows.
+    runs_BT: document numbers, equal ones adjacent; None for whole rows. both_ways: whether rows are read backwards too.
     """
     if runs_BT is None:
         return DocumentBorders(None, None)
-    return DocumentBorders(_borders(runs_BT), _borders(runs_BT.flip(1)))
+    return DocumentBorders(_borders(runs_BT), _borders(runs_BT.flip(1)) if both_ways else None)
 
 
 def _borders(runs_BT: Tensor) -> Tensor:

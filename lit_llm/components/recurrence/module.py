@@ -54,7 +54,8 @@ class RecurrentMixer(LayerPart):
         inputs = RecurrentInputs(None, runs_BT, cache)
         if self.without_fla or not context.fla or cache is not None:
             return inputs
-        return inputs._replace(fla=context.once(("borders", not self.causal), lambda: borders_of(runs_BT)))
+        both_ways = not self.causal
+        return inputs._replace(fla=context.once(("borders", both_ways), lambda: borders_of(runs_BT, both_ways)))
 
     def new_cache(self, rows: CacheRows) -> RecurrentState:
         return RecurrentState(rows.self_lengths)
