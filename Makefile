@@ -33,14 +33,15 @@ test-slow: $(READY) ## the tests that take minutes each
 	@$(BIN)/python -m pytest -n 3 --dist loadgroup -m slow
 
 # In a folder of its own, since other packages behave differently where they find triton.
-$(VENV)/gpu-kernels: | $(READY)
-	@echo "installing triton and liger-kernel, a gigabyte, into $@"
-	@rm -rf $@.part
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off --no-deps --target $@.part triton 'liger-kernel>=0.8.5'
-	@mv $@.part $@
+GPU_KERNELS = $(VENV)/gpu-kernels
+$(GPU_KERNELS)/fla: | $(READY)
+	@echo "installing triton, liger-kernel and fla-core, a gigabyte, into $(GPU_KERNELS)"
+	@rm -rf $(GPU_KERNELS) $(GPU_KERNELS).part
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off --no-deps --target $(GPU_KERNELS).part triton 'liger-kernel>=0.8.5' 'fla-core>=0.6' einops
+	@mv $(GPU_KERNELS).part $(GPU_KERNELS)
 
-test-gpu-kernels: $(VENV)/gpu-kernels ## Liger's kernels beside ours, on a CPU by Triton's interpreter
-	@PYTHONPATH=$(VENV)/gpu-kernels TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu_kernels
+test-gpu-kernels: $(GPU_KERNELS)/fla ## kernels of Liger and flash-linear-attention beside ours, on a CPU by Triton's interpreter
+	@PYTHONPATH=$(GPU_KERNELS) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu_kernels
 
 test-gpu: $(READY) ## the tests that need a GPU, then speed beside peers at sizes 150m and 1b
 	@PYTHONPATH=. $(BIN)/python tests/gpu/run.py

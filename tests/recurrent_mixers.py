@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from lit_llm.components.layer_part import build_part
 from lit_llm.components.masks import AttentionMask
 from lit_llm.components.part import Defaults, Widths
 from lit_llm.components.recurrence.cache import RecurrentState
+from lit_llm.components.recurrence.chunks import Streams
 from lit_llm.components.recurrence.module import RecurrentInputs, RecurrentMixer
 from lit_llm.components.recurrence.resolved import ResolvedRecurrence
 from lit_llm.components.registry import COMPONENTS
@@ -58,6 +59,25 @@ def mixer_of(name: str, dtype: torch.dtype = torch.float64, causal: bool = True,
     return built(resolved(name, {**SHAPE, **MIXERS[name][1], **values}, causal=causal), causal, dtype)
 
 
+def by_recurrence(streams: Streams, borders: Collection[int] = ()) -> tuple[Tensor, Tensor]:
+    """(outputs, last state) token by token in float64; the state is forgotten at borders.
+
+    S_t = γ_t S_{t-1} + k_tᵀ u_t, o_t = q_t S_t, u_t = v_t or β_t (v_t - k_t γ_t S_{t-1}).
+    """
+    q, k, v, gates = (x.double() for x in streams[:4])
+    betas = None if streams.betas_BHT1 is None else streams.betas_BHT1.double()
+    state, outs = torch.zeros(*v.shape[:-2], k.shape[-1], v.shape[-1], dtype=torch.float64), []
+    for t in range(q.shape[-2]):
+        state = torch.zeros_like(state) if t in borders else state
+        state = gates[..., t, :].exp()[..., None] * state
+        written = v[..., t, :]
+        if betas is not None:
+            written = betas[..., t, :] * (written - torch.einsum("...k,...kv->...v", k[..., t, :], state))
+        state = state + torch.einsum("...k,...v->...kv", k[..., t, :], written)
+        outs.append(torch.einsum("...k,...kv->...v", q[..., t, :], state))
+    return torch.stack(outs, dim=-2), state
+
+
 def inputs_of(
     module: RecurrentMixer,
     x_BTD: Tensor,
@@ -73,6 +93,14 @@ def inputs_of(
 def whole(module: RecurrentMixer, x_BTD: Tensor, mask: AttentionMask = CAUSAL) -> Tensor:
     """The output over a whole row."""
     out: Tensor = module(x_BTD, inputs_of(module, x_BTD, mask))
+    return out
+
+
+def whole_by_fla(module: RecurrentMixer, x_BTD: Tensor, mask: AttentionMask = CAUSAL) -> Tensor:
+    """The same by flash-linear-attention, as in training with `kernels: fla`."""
+    context = ForwardContext(x_BTD, mask, {"self": torch.arange(x_BTD.shape[1])})
+    context.fla = True
+    out: Tensor = module(x_BTD, module.prepare(context, None))
     return out
 
 

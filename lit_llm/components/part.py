@@ -240,6 +240,11 @@ class Part(Section):
         return None
 
     @property
+    def without_fla(self) -> str | None:
+        """Reason why flash-linear-attention cannot compute its recurrence; '' where it can, None where it has none."""
+        return None
+
+    @property
     def smallest(self) -> dict[str, int]:
         """{size: least value to which the audit may shrink it, where a smaller one would hide what settings do}."""
         return {}

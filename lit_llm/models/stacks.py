@@ -161,6 +161,8 @@ class Stack(nn.Module):
         """Computes a block in training: `apply_block`, or that function compiled."""
         self.flex_in_training: FlexAttention | None = None
         """FlexAttention, where it computes attention in training."""
+        self.fla_in_training = False
+        """Whether flash-linear-attention computes recurrences in training."""
 
     def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
         """B x T x D -> B x T x D, in training, evaluation and cached decoding alike."""
@@ -218,6 +220,7 @@ class Stack(nn.Module):
         trains = self.training and torch.is_grad_enabled()
         apply = self.apply_in_training if trains else apply_block
         context.flex = self.flex_in_training if trains else None
+        context.fla = self.fla_in_training and trains
         context.stack_modules = {name: getattr(self, name) for name in self.shared}
         kept = [{}] * len(blocks) if kept is None else kept
         inputs = [block.prepare(context, cache) for block, cache in zip(blocks, kept, strict=True)]

@@ -53,13 +53,16 @@ def kernels_note(experiment: Experiment, stage: Trained) -> str:
     name, obstacle = kernels_of(experiment, stage)
     if obstacle:
         return f"blocks are not compiled: {obstacle}"
-    if name != "flex":
+    if name not in ("flex", "fla"):
         return ""
-    reasons = [part.without_flex for part in resolve_model(experiment.model).parts if part.without_flex is not None]
+    parts = resolve_model(experiment.model).parts
+    of_parts = (part.without_flex if name == "flex" else part.without_fla for part in parts)
+    reasons = [reason for reason in of_parts if reason is not None]
     left = [reason for reason in reasons if reason]
     if not left:
         return ""
-    return f"{len(left)} of {len(reasons)} kinds of attention are not computed by FlexAttention: {left[0]}"
+    kinds, by = ("attention", "FlexAttention") if name == "flex" else ("recurrent mixers", "flash-linear-attention")
+    return f"{len(left)} of {len(reasons)} kinds of {kinds} are not computed by {by}: {left[0]}"
 
 
 def compiled_saves(experiment: Experiment, stage: Trained, step: float) -> float:

@@ -89,6 +89,7 @@ def provenance(
         "cut": cut if cut_matters else None,
         "bitsandbytes": installed_version("bitsandbytes") if training.eight_bit and not evaluates else None,
         "liger": _version_or_none("liger-kernel") if not evaluates and execution.kernels == "liger" else None,
+        "fla": _version_or_none("fla-core") if not evaluates and execution.kernels == "fla" else None,
         "trainer": parts.names() or None,
         "changing_parts": "; ".join(parts.may_change()) or None,
         "weights": weights,
@@ -127,8 +128,8 @@ def _version_or_none(package: str) -> str | None:
 COMPARABLE = ("code", "torch", "device", "kernels", "threads", "changing_parts")
 """Parts of the provenance that have to be equal for two results to be compared. changing_parts: the user's callbacks,
 plugins and strategy that may change a training."""
-REPEATABLE = (*COMPARABLE, "components", "cut", "bitsandbytes", "liger")
-"""Parts that decide the numbers of one experiment. The last four are None where they have no effect, so arms may
+REPEATABLE = (*COMPARABLE, "components", "cut", "bitsandbytes", "liger", "fla")
+"""Parts that decide the numbers of one experiment. The last five are None where they have no effect, so arms may
 differ in them. components: code of external components. cut: micro-batch size, packing and the number of devices, which
 change the draws of dropout and the sum of bfloat16 gradients. Otherwise devices and their strategy change a result by
 rounding alone: a note of a comparison names them."""

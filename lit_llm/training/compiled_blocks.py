@@ -34,7 +34,7 @@ Backend = str | Callable[..., Any]
 
 
 def use_kernels(model: LanguageModel, kernels: str, on_gpu: bool, lengths_vary: bool) -> None:
-    """Compile what these kernels compile, after `LitModel` has taken the model. Liger's are switched on by its steps.
+    """Make a model train by these kernels, after `LitModel` has taken it. Liger's are switched on by its steps.
 
     Args:
         model: The model that trains.
@@ -51,6 +51,9 @@ def use_kernels(model: LanguageModel, kernels: str, on_gpu: bool, lengths_vary: 
         compile_blocks(model, lengths_vary)
     elif kernels == "flex":
         compile_attention(model, lengths_vary)
+    elif kernels == "fla":
+        for stack in _stacks_of(model):
+            stack.fla_in_training = True
 
 
 def compile_blocks(model: LanguageModel, lengths_vary: bool, backend: Backend = "inductor") -> None:

@@ -46,11 +46,12 @@ class ExecutionConfig(Section):
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass, which then computes the layer again: less memory, one
     forward pass more, the same gradient."""
-    kernels: Literal["auto", "reference", "compiled", "liger", "flex"] = "auto"
+    kernels: Literal["auto", "reference", "compiled", "liger", "flex", "fla"] = "auto"
     """auto: attention by the kernel that is fastest for the device and the shapes. reference: by torch's kernels alone,
     to check the others. compiled: each block of layers compiled by torch, for long runs. liger: norms, rotations, gates
     and the loss by Liger's kernels in training, on a GPU with the extra `gpu`. flex: attention with masks, caps or
-    ALiBi by torch's FlexAttention in training, on a GPU. Set it for all arms: a result of another setting is stale."""
+    ALiBi by torch's FlexAttention in training, on a GPU. fla: recurrent mixers by the kernels of flash-linear-attention
+    in training, on a GPU with the extra `gpu`. Set it for all arms: a result of another setting is stale."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device type."""
     devices: int = Field(1, gt=0)

@@ -15,16 +15,26 @@ def kernel_obstacle(kernels: str, on_gpu: bool) -> str:
         kernels: A value of `training.execution.kernels`.
         on_gpu: Whether the training has a CUDA device.
     """
-    obstacles = {"liger": liger_obstacle, "flex": flex_obstacle}
+    obstacles = {"liger": liger_obstacle, "flex": flex_obstacle, "fla": fla_obstacle}
     return obstacles[kernels](on_gpu) if kernels in obstacles else ""
 
 
 def liger_obstacle(on_gpu: bool) -> str:
-    """Obstacle to Liger's kernels. Triton's interpreter needs no CUDA device."""
-    if any(importlib.util.find_spec(package) is None for package in ("liger_kernel", "triton")):
-        return f"liger-kernel is not installed; `pip install -e '.[gpu]'` in the checkout, {OTHERWISE}"
+    """Obstacle to Liger's kernels."""
+    return _triton_obstacle("liger_kernel", "liger-kernel", "Liger's kernels", on_gpu)
+
+
+def fla_obstacle(on_gpu: bool) -> str:
+    """Obstacle to the kernels of flash-linear-attention."""
+    return _triton_obstacle("fla", "flash-linear-attention", "flash-linear-attention's kernels", on_gpu)
+
+
+def _triton_obstacle(package: str, project: str, kernels: str, on_gpu: bool) -> str:
+    """Obstacle to Triton kernels of a package of the extra `gpu`. Triton's interpreter needs no CUDA device."""
+    if any(importlib.util.find_spec(name) is None for name in (package, "triton")):
+        return f"{project} is not installed; `pip install -e '.[gpu]'` in the checkout, {OTHERWISE}"
     if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"Liger's kernels need a CUDA device, and the training has none; run it on a GPU, {OTHERWISE}"
+        return f"{kernels} need a CUDA device, and the training has none; run it on a GPU, {OTHERWISE}"
     return ""
 
 

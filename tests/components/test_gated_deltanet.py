@@ -1,4 +1,9 @@
-"""Gated DeltaNet against the paper's recurrence, and against the layer and function of transformers."""
+"""Gated DeltaNet against the paper's recurrence, and against the layer and function of transformers.
+
+transformers' function is unwrapped: where triton and fla-core are installed it would call kernels, which need a GPU.
+"""
+
+import inspect
 
 import pytest
 import torch
@@ -56,18 +61,21 @@ def test_chunks_are_those_of_transformers():
     q, k = torch.randn(2, B, 50, HEADS, K)
     v, beta, g = torch.randn(B, 50, HEADS, V), torch.rand(B, 50, HEADS), F.logsigmoid(torch.randn(B, 50, HEADS))
     k = F.normalize(k, dim=-1)
-    wanted, last = torch_chunk_gated_delta_rule(q, k, v, g, beta, chunk_size=16, output_final_state=True)
+    by_torch = inspect.unwrap(torch_chunk_gated_delta_rule)
+    wanted, last = by_torch(q, k, v, g, beta, chunk_size=16, output_final_state=True)
     by_head = (x.transpose(1, 2) for x in (q / K**0.5, k, v, g[..., None], beta[..., None]))
     out, state = chunkwise(Streams(*by_head), 8, keep_state=True)
     assert_close(out.transpose(1, 2), wanted, rtol=1e-4, atol=1e-5)
     assert_close(state, last, rtol=1e-4, atol=1e-5)
 
 
-def test_the_module_is_the_layer_of_transformers_with_the_same_weights():
+def test_the_module_is_the_layer_of_transformers_with_the_same_weights(monkeypatch):
     """OLMo Hybrid's, which has a matrix for each of queries, keys, values and gates."""
+    from transformers.models.olmo_hybrid import modeling_olmo_hybrid as peers
     from transformers.models.olmo_hybrid.configuration_olmo_hybrid import OlmoHybridConfig
-    from transformers.models.olmo_hybrid.modeling_olmo_hybrid import OlmoHybridGatedDeltaNet
 
+    rule = "torch_chunk_gated_delta_rule"
+    monkeypatch.setattr(peers, rule, inspect.unwrap(getattr(peers, rule)))
     config = OlmoHybridConfig(
         hidden_size=D,
         num_hidden_layers=2,
@@ -79,7 +87,7 @@ def test_the_module_is_the_layer_of_transformers_with_the_same_weights():
         linear_conv_kernel_dim=3,
         linear_allow_neg_eigval=False,
     )
-    peer, module = OlmoHybridGatedDeltaNet(config, 0), mixer_of("gated_deltanet", torch.float32)
+    peer, module = peers.OlmoHybridGatedDeltaNet(config, 0), mixer_of("gated_deltanet", torch.float32)
     taken = {"q": "q", "k": "k", "v": "v", "decay": "a", "beta": "b", "output_gate": "g", "out": "o"}
     with torch.no_grad():
         for ours, theirs in taken.items():

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from lit_llm.components.recurrence.chunks import Streams, chunkwise, recurrent
+from tests.recurrent_mixers import by_recurrence
 
 HEADS, K, V, B, T = 3, 4, 6, 2, 13
 CHUNKS = [1, 5, T, 256]
@@ -38,21 +39,6 @@ def in_groups(tokens=T):
 
 
 KINDS = {"scalar": scalar, "by entry": by_entry, "delta": delta, "in groups": in_groups}
-
-
-def by_recurrence(streams, borders=()):
-    """S_t = γ_t S_{t-1} + k_tᵀ u_t, o_t = q_t S_t, u_t = v_t or β_t (v_t - k_t γ_t S_{t-1}); forgotten at borders."""
-    q, k, v, gates, betas = (None if x is None else x.double() for x in streams)
-    state, outs = torch.zeros(*v.shape[:-2], K, V, dtype=torch.float64), []
-    for t in range(q.shape[-2]):
-        state = torch.zeros_like(state) if t in borders else state
-        state = gates[..., t, :].exp()[..., None] * state
-        written = v[..., t, :]
-        if betas is not None:
-            written = betas[..., t, :] * (written - torch.einsum("...k,...kv->...v", k[..., t, :], state))
-        state = state + torch.einsum("...k,...v->...kv", k[..., t, :], written)
-        outs.append(torch.einsum("...k,...kv->...v", q[..., t, :], state))
-    return torch.stack(outs, dim=-2), state
 
 
 def one_by_one(streams):

@@ -17,8 +17,10 @@ EPS = {"fp32": 1e-4, "bf16": 3e-2, "bf16_master": 3e-2}
 """Largest distance of a loss; a gradient, which has gone through every layer twice, may be off by ten times that."""
 
 
-def backward(case: str, precision: str, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, LanguageModel]:
-    experiment = small(case)
+def backward(
+    case: str, precision: str, device: torch.device, dtype: torch.dtype, *overrides: str
+) -> tuple[torch.Tensor, LanguageModel]:
+    experiment = small(case, *overrides)
     model = model_of(experiment, dtype).to(device)
     batch = batch_of(experiment).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

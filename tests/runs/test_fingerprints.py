@@ -214,13 +214,14 @@ def test_a_cpu_with_other_bfloat16_instructions_is_another_device(monkeypatch):
     assert len(set(names)) == 4
 
 
-def test_a_result_of_liger_is_of_that_release(monkeypatch):
+@pytest.mark.parametrize("kernels", ["liger", "fla"])
+def test_a_result_of_installed_kernels_is_of_that_release(kernels, monkeypatch):
     def origin(kernels, installed):
         monkeypatch.setattr("lit_llm.runs.provenance.installed_version", lambda name: installed)
         overrides = [f"pretrain.training.execution.kernels={kernels}"]
         return provenance(load_experiment("redllm-tiny", overrides)) | {"torch": "x"}
 
-    assert not same_provenance(origin("liger", "1"), origin("liger", "2"))
+    assert not same_provenance(origin(kernels, "1"), origin(kernels, "2"))
     assert same_provenance(origin("auto", "1"), origin("auto", "2"))
 
 

@@ -1,4 +1,4 @@
-"""`kernels: liger` is taken in training steps alone, and refused where it cannot be computed."""
+"""`kernels: liger` is taken in training steps alone, and like `flex` and `fla` refused where it cannot be computed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lit_llm.components.liger import liger_kernels
 from lit_llm.config.problems import InputError
 from lit_llm.studies.load import load_study
 from lit_llm.studies.preflight import check_kernels
-from lit_llm.training.kernels import liger_obstacle
+from lit_llm.training.kernels import kernel_obstacle
 from lit_llm.training.module import LitModel
 from tests.commands import lit_llm
 from tests.training.test_step import stepped, uneven_batch
@@ -86,7 +86,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     absent, find = set[str](), importlib.util.find_spec
 
     def found(name: str) -> object:
-        if name not in ("triton", "liger_kernel"):
+        if name not in ("triton", "liger_kernel", "fla"):
             return find(name)
         return None if name in absent else find("sys")
 
@@ -95,18 +95,24 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return absent
 
 
-def test_the_obstacles_name_the_next_step(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert liger_obstacle(on_gpu=True) == ""
-    assert "need a CUDA device" in liger_obstacle(on_gpu=False)
+@pytest.mark.parametrize(("kernels", "own_package"), [("liger", "liger_kernel"), ("fla", "fla")])
+def test_the_obstacles_name_the_next_step(
+    kernels: str, own_package: str, installed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kernel_obstacle(kernels, on_gpu=True) == ""
+    assert "need a CUDA device" in kernel_obstacle(kernels, on_gpu=False)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert liger_obstacle(on_gpu=False) == ""
-    for package in ("triton", "liger_kernel"):
+    assert kernel_obstacle(kernels, on_gpu=False) == ""
+    for package in ("triton", own_package):
         installed.clear()
         installed.add(package)
-        assert "pip install -e '.[gpu]'" in liger_obstacle(on_gpu=True)
+        assert "pip install -e '.[gpu]'" in kernel_obstacle(kernels, on_gpu=True)
 
 
-@pytest.mark.parametrize(("kernels", "message"), [("liger", "need a CUDA device"), ("flex", "trains on a CUDA device")])
+@pytest.mark.parametrize(
+    ("kernels", "message"),
+    [("liger", "need a CUDA device"), ("flex", "trains on a CUDA device"), ("fla", "need a CUDA device")],
+)
 def test_a_study_that_cannot_have_its_kernels_is_refused_before_anything_starts(
     kernels: str,
     message: str,

@@ -16,6 +16,7 @@ from lit_llm.components.layer_part import LayerPart
 from lit_llm.components.part import Widths
 from lit_llm.components.recurrence.cache import RecurrentState
 from lit_llm.components.recurrence.chunks import Streams, chunkwise, recurrent, without_padding
+from lit_llm.components.recurrence.fla import DocumentBorders, borders_of, fused_chunkwise
 from lit_llm.components.recurrence.resolved import ResolvedConvolved, ResolvedRecurrence, ResolvedTwoWay
 from lit_llm.components.rope import Rotation
 
@@ -30,6 +31,8 @@ class RecurrentInputs(NamedTuple):
     cache: RecurrentState | None
     convolution: ConvolutionInputs | None = None
     """Set only with a short convolution."""
+    fla: DocumentBorders | None = None
+    """Borders of documents for the kernels of flash-linear-attention; None where torch computes the recurrence."""
 
 
 class RecurrentMixer(LayerPart):
@@ -38,7 +41,7 @@ class RecurrentMixer(LayerPart):
     def __init__(self, config: ResolvedRecurrence, widths: Widths, causal: bool) -> None:
         super().__init__(config, widths, causal)
         self.chunk, self.causal_only = config.chunk, config.causal_only
-        self.causal = causal
+        self.causal, self.without_fla = causal, config.without_fla
 
     def prepare(self, context: ForwardContext, cache: RecurrentState | None) -> RecurrentInputs:  # type: ignore[override]
         """Make the inputs of `forward`. Raises ValueError for a bidirectional prefix."""
@@ -47,7 +50,12 @@ class RecurrentMixer(LayerPart):
             raise ValueError(f"{self.causal_only}: a token cannot see later ones; leave its prefix causal")
         assert cache is None or mask.documents is None
         # Backwards a row's padding comes first. Forwards it comes last, and no token sees it.
-        return RecurrentInputs(None, context.document_runs(padding=not self.causal), cache)
+        runs_BT = context.document_runs(padding=not self.causal)
+        inputs = RecurrentInputs(None, runs_BT, cache)
+        if self.without_fla or not context.fla or cache is not None:
+            return inputs
+        both_ways = not self.causal
+        return inputs._replace(fla=context.once(("borders", both_ways), lambda: borders_of(runs_BT, both_ways)))
 
     def new_cache(self, rows: CacheRows) -> RecurrentState:
         return RecurrentState(rows.self_lengths)
@@ -59,6 +67,8 @@ class RecurrentMixer(LayerPart):
         token of each row.
         """
         cache = inputs.cache
+        if inputs.fla is not None:
+            return fused_chunkwise(streams, inputs.fla.forwards)
         if cache is None:
             return chunkwise(streams, self.chunk, inputs.runs_BT)[0]
         if cache.state_BHKV is not None:
@@ -104,7 +114,8 @@ class TwoWayMixer(RecurrentMixer):
 
     def turned(self, inputs: RecurrentInputs) -> RecurrentInputs:
         """The inputs of a row that is turned around."""
-        return inputs._replace(runs_BT=None if inputs.runs_BT is None else inputs.runs_BT.flip(1))
+        runs_BT = None if inputs.runs_BT is None else inputs.runs_BT.flip(1)
+        return inputs._replace(runs_BT=runs_BT, fla=None if inputs.fla is None else inputs.fla.turned())
 
     def forward(self, x_BTD: Tensor, inputs: RecurrentInputs) -> Tensor:
         """B x T x D -> B x T x D."""

@@ -23,6 +23,10 @@ from lit_llm.config.tree import KIND
 S = TypeVar("S", bound=RecurrentConfig)
 P = TypeVar("P", bound="ResolvedRecurrence")
 
+NARROWEST, WIDEST_OF_DELTA_RULE = 16, 256
+"""Entries of a head's queries, keys and values that the kernels of flash-linear-attention compute: at least, and of
+queries and keys with the delta rule at most."""
+
 
 class ResolvedRecurrence(Part):
     """A mixer with a state of K x V for each head, with all settings resolved."""
@@ -60,6 +64,16 @@ class ResolvedRecurrence(Part):
     def directions(self) -> int:
         """Number of passes over a row."""
         return 1
+
+    @property
+    def without_fla(self) -> str:
+        sizes = self.head_dim, self.value_dim
+        # The kernels refuse odd sizes in bfloat16, and Triton multiplies blocks of 16 entries or more.
+        if min(sizes) < NARROWEST or any(size % 2 for size in sizes):
+            return f"head_dim {sizes[0]} and value_dim {sizes[1]} must be even and at least {NARROWEST}"
+        if self.delta_rule and self.head_dim > WIDEST_OF_DELTA_RULE:
+            return f"head_dim {self.head_dim} of the delta rule exceeds {WIDEST_OF_DELTA_RULE}"
+        return ""
 
     def matrix_kind(self, name: str) -> MatrixKind:
         kinds: dict[str, MatrixKind] = {"q": "query", "k": "key", "v": "value", "out": "out"}
