@@ -181,10 +181,12 @@ def test_a_push_is_the_files_of_the_dry_run_in_one_commit(trained, hub):
 
 
 def test_weights_that_the_storage_refuses_leave_no_commit(trained, hub):
+    """huggingface_hub puts an error of its own around the storage's answer."""
     hub["lost"] = 403
     done = lit_llm("push", "norms.yaml:normed", "me/tiny", cwd=trained)
     assert done.returncode == 2
     assert "was refused by the Hub (403)" in done.stderr
+    assert "hf auth login" in done.stderr
     assert "/api/models/me/tiny/commit/main" not in hub
 
 
@@ -216,7 +218,8 @@ def test_the_snippet_of_a_card_writes_what_generate_writes(arm, trained, tmp_pat
         exec(snippet.replace('"me/tiny"', repr(str(out))), {})
     said = capsys.readouterr().out
     ours = lit_llm("generate", arm, "Once", "--max-new-tokens", "40", cwd=trained)
-    assert said == ours.stdout
+    source = "Once" if arm == "reds.yaml:red" else ""  # an encoder-decoder does not write its source anew
+    assert source + said == ours.stdout
 
 
 @pytest.mark.parametrize(

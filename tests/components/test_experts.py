@@ -287,7 +287,7 @@ def test_flops_are_those_of_torchs_counter_for_the_experts_that_are_used() -> No
 
 
 def test_flops_of_all_experts_are_six_for_each_idle_matrix_entry_and_token() -> None:
-    """Forward 2, backward 4: three experts of 3 x 32 x 24 in each encoder layer, one of 3 x 32 x 48 in each decoder's."""
+    """Forward 2, backward 4: three experts of 3 x 32 x 24 in an encoder layer, one of 3 x 32 x 48 in a decoder's."""
     idle = 12 * 2 * (3 * 3 * 32 * 24) + 9 * 2 * (1 * 3 * 32 * 48)
     assert unused_train_flops(resolved("redllm", ENCODER, DECODER), Shape(12, 9, 9)) == 6 * idle
     assert unused_train_flops(resolved("redllm"), Shape(12, 9, 9)) == 0
@@ -295,12 +295,12 @@ def test_flops_of_all_experts_are_six_for_each_idle_matrix_entry_and_token() -> 
 
 def test_a_plan_prints_active_and_total_parameters_and_flops(write_study: Callable[..., Path]) -> None:
     """Parameters are counted from the modules; without biases an idle parameter would take 6 FLOPs a token."""
-    arms = "arms: {dense: {}, mixed: {model: {decoder: {experts: {count: 5, top_k: 2, d_ff: 24, shared_d_ff: 8}}}}}"
+    arms = "arms: {dense: {}, mixed: {model: {decoder: {experts: {count: 5, top_k: 3, d_ff: 24, shared_d_ff: 8}}}}}"
     path = write_study("plan", arms, extends="decllm-tiny")
     model = build_model(load_study(path).arm("mixed").experiment.model)
     mixtures = [module for module in model.modules() if isinstance(module, Experts)]
     idle = sum(
-        parameter.numel() for each in mixtures for expert in each.expert[2:] for parameter in expert.parameters()
+        parameter.numel() for each in mixtures for expert in each.expert[3:] for parameter in expert.parameters()
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     found = {arm["name"]: arm for arm in json.loads(lit_llm("plan", path, "--json").stdout)["arms"]}

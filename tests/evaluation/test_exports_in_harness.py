@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'lit-llm[eval]'")
 pytest.importorskip("accelerate", reason="the harness's own model needs pip install 'lm-eval[hf]'")
@@ -85,9 +84,7 @@ def test_questions_have_the_same_scores(
     ours, out = exported[name]
     manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
     theirs = simple_evaluate(peer(name, out), tasks=TASKS, num_fewshot=1, task_manager=manager, bootstrap_iters=0)
-    found = evaluate_tasks(
-        ours, tokenizer, TASKS, max_length=LENGTH, shots=1, include_path=folder / "tasks", seed=1234
-    )
+    found = evaluate_tasks(ours, tokenizer, TASKS, max_length=LENGTH, shots=1, include_path=folder / "tasks", seed=1234)
     for task in TASKS:
         for metric in ("acc", "acc_norm"):
             assert found.metrics[f"tasks/{task}/{metric}"] == theirs["results"][task][f"{metric},none"]

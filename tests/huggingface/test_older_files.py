@@ -108,9 +108,7 @@ def test_an_older_file_is_the_model_that_transformers_reads_in_it(name, tmp_path
     assert resolve_model(model) == resolve_model(read_values(architecture, today))
 
 
-@pytest.mark.parametrize(
-    ("name", "activation"), [("flan-t5", "geglu_tanh"), ("ul2", "swiglu"), ("mt5", "geglu_tanh")]
-)
+@pytest.mark.parametrize(("name", "activation"), [("flan-t5", "geglu_tanh"), ("ul2", "swiglu"), ("mt5", "geglu_tanh")])
 def test_the_gate_of_a_t5_is_the_one_that_its_file_names(name, activation, tmp_path):
     """transformers' documentation: T5 v1.1 and mT5 have gated GELU by tanh, UL2 has gated SiLU."""
     (tmp_path / "config.json").write_text(json.dumps(OLD[name]))
