@@ -52,7 +52,7 @@ def test_plan_json_has_every_promised_key() -> None:
             "active_parameters", "flops_per_token", "paper_flops_per_sequence", "kv_cache_bytes", "tokens",
             "loss_tokens", "memory_bytes",
         } <= arm.keys()  # fmt: skip
-        assert arm["flops_per_token"].keys() == {"train", "prefill", "decode"}
+        assert arm["flops_per_token"].keys() == {"train", "train_all_experts", "prefill", "decode"}
         assert arm["kv_cache_bytes"]["total_at"]["prompt"] == arm["kv_cache_bytes"]["total_at"]["generate"] == 1000
         assert len(arm["fingerprints"]["pretrain"]) == len(arm["seeds"])
 

@@ -2,16 +2,15 @@
 huggingface_hub itself."""
 
 import base64
+import hashlib
 import json
 import re
 import statistics
-import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
-import transformers
 from huggingface_hub import ModelCard, constants
 from scipy import stats
 
@@ -21,6 +20,7 @@ from lit_llm.studies.load import load_study
 from lit_llm.studies.runs import runs_of
 from tests.commands import lit_llm
 from tests.made_up_results import finish
+from tests.remote_code import modules_in
 
 STUDY = """
 study: norms
@@ -54,18 +54,31 @@ def write_study(folder: Path, text: str = STUDY) -> Path:
     return folder
 
 
+RED = (
+    STUDY[: STUDY.index("arms:")]
+    .replace("study: norms", "study: reds")
+    .replace("extends: decllm-tiny", "extends: redllm-tiny")
+    .replace("decoder: {layers: 1}", "encoder: {layers: 1}, decoder: {layers: 1}")
+    + "arms: {red: {}}\nseeds: [0]\n"
+)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a store in which one run of the study is finished."""
+    """A folder with a store in which one run of each study is finished."""
     folder = write_study(tmp_path_factory.mktemp("trained"), STUDY.replace("[0, 1, 2]", "[0]"))
-    done = lit_llm("run", "norms.yaml", "--only", "normed", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    (folder / "reds.yaml").write_text(RED)
+    for line in (("norms.yaml", "--only", "normed"), ("reds.yaml",)):
+        done = lit_llm("run", *line, cwd=folder)
+        assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub that keeps what it is sent: {method and path: bodies}."""
+    """A hub that keeps what it is sent: {path: bodies}. Weights go to its large file storage, as the Hub has it:
+    `lfs` is the answer to the question where a file belongs, the batch endpoint names the addresses of the object and
+    of its verification."""
     sent = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -80,6 +93,7 @@ def hub(monkeypatch):
         def do_POST(self):
             raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = self.path.partition("?")[0]
+            sent.setdefault("calls", []).append(f"POST {path}")
             if sent.get("refuses") or self.headers.get("authorization") != "Bearer hf_made_up":
                 return self.answer({"error": "Invalid username or password."}, 401)
             lines = [json.loads(line) for line in raw.splitlines()]
@@ -88,13 +102,36 @@ def hub(monkeypatch):
             if path == "/api/repos/create":
                 return self.answer({"url": f"{endpoint}/me/tiny", "name": "me/tiny", "id": "1"})
             if path.endswith("/preupload/main"):
+                large = {True: "lfs", False: "regular"}
                 files = [
-                    {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in body["files"]
+                    {**file, "uploadMode": large[file["path"].endswith(".safetensors")], "shouldIgnore": False}
+                    for file in body["files"]
                 ]
                 return self.answer({"files": files})
+            if path.endswith("/objects/batch"):
+                actions = {name: {"href": f"{endpoint}/{name}/1"} for name in ("upload", "verify")}
+                return self.answer({"objects": [{**each, "actions": actions} for each in body["objects"]]})
+            if path == "/verify/1":
+                stored = sent.get("/upload/1", b"")
+                same = body == {"oid": hashlib.sha256(stored).hexdigest(), "size": len(stored)}
+                return self.answer({}, 200 if same else 404)
             if path.endswith("/commit/main"):
                 return self.answer({"success": True, "commitUrl": f"{endpoint}/me/tiny/commit/1", "commitOid": "1"})
             return self.answer({"errors": [], "warnings": []})
+
+        def do_PUT(self):
+            """The object, in whatever way its bytes come; storage answers `sent["lost"]` where it is out of order."""
+            sent["calls"].append(f"PUT {self.path}")
+            if "chunked" in self.headers.get("Transfer-Encoding", ""):
+                raw = b""
+                while size := int(self.rfile.readline(), 16):
+                    raw += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+            else:
+                raw = self.rfile.read(int(self.headers["Content-Length"]))
+            sent[self.path] = raw
+            return self.answer({}, sent.get("lost", 200))
 
         def do_GET(self):
             return self.answer({"id": "me/tiny", "sha": "0", "siblings": []})
@@ -106,6 +143,7 @@ def hub(monkeypatch):
     endpoint = f"http://127.0.0.1:{server.server_port}"
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # Xet storage has a protocol of its own
     monkeypatch.setenv("HF_TOKEN", "hf_made_up")
     yield sent
     server.shutdown()
@@ -124,14 +162,35 @@ def test_a_push_is_the_files_of_the_dry_run_in_one_commit(trained, hub):
     assert (made["name"], made["organization"], made["visibility"]) == ("tiny", "me", "private")
     ((head, *files),) = hub["/api/models/me/tiny/commit/main"]
     assert head["key"] == "header"
-    contents = {file["value"]["path"]: base64.b64decode(file["value"]["content"]) for file in files}
-    assert contents == {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "modeling_lit_llm.py"} < {
-        *contents
+    contents = {
+        file["value"]["path"]: base64.b64decode(file["value"]["content"]) for file in files if file["key"] == "file"
     }
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    weights = whole.pop("model.safetensors")
+    assert contents == whole
+    assert {"README.md", "config.json", "generation_config.json", "modeling_lit_llm.py"} < {*contents}
+    (large,) = (file["value"] for file in files if file["key"] == "lfsFile")
+    named = {"oid": hashlib.sha256(weights).hexdigest(), "size": len(weights)}
+    assert large == {"path": "model.safetensors", "algo": "sha256", **named}
+    assert hub["/upload/1"] == weights
+    assert hub["/me/tiny.git/info/lfs/objects/batch"][0]["objects"] == [named]
+    assert hub["calls"][-5:] == [
+        "POST /api/models/me/tiny/preupload/main", "POST /me/tiny.git/info/lfs/objects/batch", "PUT /upload/1",
+        "POST /verify/1", "POST /api/models/me/tiny/commit/main",
+    ]  # fmt: skip
 
 
-def test_the_card_is_one_that_the_hub_reads_and_its_snippet_runs(trained, tmp_path, monkeypatch, capsys):
+def test_weights_that_the_storage_refuses_leave_no_commit(trained, hub):
+    """huggingface_hub puts an error of its own around the storage's answer."""
+    hub["lost"] = 403
+    done = lit_llm("push", "norms.yaml:normed", "me/tiny", cwd=trained)
+    assert done.returncode == 2
+    assert "was refused by the Hub (403)" in done.stderr
+    assert "hf auth login" in done.stderr
+    assert "/api/models/me/tiny/commit/main" not in hub
+
+
+def test_the_card_is_one_that_the_hub_reads(trained, tmp_path):
     out = tmp_path / "out"
     done = lit_llm("push", "norms.yaml:normed", "me/tiny", "--dry-run", "--out", out, cwd=trained)
     assert done.returncode == 0, done.stderr
@@ -146,14 +205,21 @@ def test_the_card_is_one_that_the_hub_reads_and_its_snippet_runs(trained, tmp_pa
         "4 steps",
     ):
         assert text in card.text
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "modules"), *sys.path])
-    (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+
+
+@pytest.mark.parametrize("arm", ["norms.yaml:normed", "reds.yaml:red"])
+def test_the_snippet_of_a_card_writes_what_generate_writes(arm, trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    done = lit_llm("push", arm, "me/tiny", "--dry-run", "--out", out, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    (snippet,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     capsys.readouterr()
-    exec(snippet.replace('"me/tiny"', repr(str(out))), {})
+    with modules_in(tmp_path / "modules"):
+        exec(snippet.replace('"me/tiny"', repr(str(out))), {})
     said = capsys.readouterr().out
-    ours = lit_llm("generate", "norms.yaml:normed", "Once", "--max-new-tokens", "40", cwd=trained)
-    assert said == ours.stdout
+    ours = lit_llm("generate", arm, "Once", "--max-new-tokens", "40", cwd=trained)
+    source = "Once" if arm == "reds.yaml:red" else ""  # an encoder-decoder does not write its source anew
+    assert source + said == ours.stdout
 
 
 @pytest.mark.parametrize(

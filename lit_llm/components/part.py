@@ -264,6 +264,10 @@ class Part(Section):
         """Multiply-adds with matrices for each token of the row."""
         return sum(math.prod(shape) for shape in self.shapes(widths).values() if len(shape) > 1)
 
+    def unused_products(self, widths: Widths) -> int:
+        """Multiply-adds with the matrices of `unused_parameters`, if each token of the row used them too."""
+        return 0
+
     def pairs(self, example: Example) -> list[tuple[float, float]]:
         """(keys, visible (query, key) pairs) of each attention inside; none where there is no attention."""
         return []

@@ -57,6 +57,8 @@ class Cost:
     """FLOPs of these tokens, forward and backward."""
     active_parameters: int = 0
     """Parameters that one token uses; all of them without experts."""
+    all_experts_train_flops_per_token: float = 0.0
+    """`train_flops_per_token` if each token visited all experts; equal to it without experts."""
     before: SourceCost = SourceCost()
     """Share of the sources in tokens, loss tokens and FLOPs."""
     device_memory_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class Cost:
             "active_parameters": self.active_parameters,
             "flops_per_token": {
                 "train": self.train_flops_per_token,
+                "train_all_experts": self.all_experts_train_flops_per_token,
                 "prefill": self.prefill_flops_per_token,
                 "decode": decoding(self.decode_flops_per_token),
             },
@@ -188,6 +191,7 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
 
     flops_of_window = {rows: _flops_of_window(experiment, rows) for rows in {1, *windows}}
     per_window = flops_of_window[1]
+    unused = objective.average(length, lambda of: cost.unused_train_flops(model, shape_of(experiment, of)))
     loss_tokens_of = {rows: rows * objective.average(length // rows, lambda of: of.target) for rows in windows}
     sources = [cost_of(source.seeded(experiment.seed)) for source in sources_of(experiment)]
     before = SourceCost(
@@ -222,6 +226,7 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
         finetune_tokens=tokens,
         finetune_flops=flops,
         active_parameters=parameters.active,
+        all_experts_train_flops_per_token=(per_window + unused) / length,
         before=before,
         generates=continues(experiment.model.family),
     )

@@ -114,6 +114,8 @@ def _export(
             return f"model.yaml and weights.safetensors, not for transformers: {_outside(architecture, differences)}"
         _write(work, architecture, model, values, state)
         if tokenizer is not None and layout is not None:
+            if model.family == "decoder" or architecture.code:
+                _set_first_token(work / TOKENIZER, layout, model.family == "decoder")
             _describe(work, tokenizer, layout, values.get("pad_token_id"))
         if model.decoder:
             _write_generation(work, values, range(layout.vocabulary, model.vocabulary) if layout else ())
@@ -173,6 +175,26 @@ def tensors_of(architecture: Architecture, model: ResolvedModel, state: Mapping[
         from_one = architecture.scales_from_one and tensor.dim() == 1
         tensors[theirs] = (tensor - 1.0 if from_one else tensor).to(state["embedding.weight"].dtype).contiguous()
     return tensors
+
+
+def _set_first_token(tokenizer: Path, layout: tokenizer_file.Layout, begins: bool) -> None:
+    """Have the file put the token that begins a text before each text, or none, as `lit-llm generate` does.
+
+    Other tools, such as lm-evaluation-harness, read a text with the tokens that tokenizer.json adds; transformers takes
+    no word on it from the tokenizer_config.json. A file that does so already stays as it is, as does one without such a
+    token.
+    """
+    from tokenizers import Tokenizer, processors
+
+    library = Tokenizer.from_file(str(tokenizer))
+    token = library.id_to_token(layout.begin)
+    if library.encode("").ids == [layout.begin] * begins or (begins and token is None):
+        return
+    first = processors.TemplateProcessing(
+        f"{token} $A" if begins else "$A", f"{token} $A $B" if begins else "$A $B", [(token, layout.begin)] * begins
+    )
+    content = {**read_json(tokenizer), "post_processor": json.loads(first.__getstate__())}
+    tokenizer.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _describe(folder: Path, tokenizer: Path, layout: tokenizer_file.Layout, pad: Any) -> None:

@@ -41,12 +41,18 @@ def upload(folder: Path, repo: str, private: bool) -> str:
         hub.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload by lit-llm push")
     except LocalTokenNotFoundError:
         raise InputError(Problem(f"needs a token; {LOGIN}", repo)) from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        advice = f"; {LOGIN}" if status in (401, 403) else ""
-        raise InputError(Problem(f"was refused by the Hub ({status}): {_first_line(error)}{advice}", repo)) from None
-    except (HTTPError, OSError) as error:
-        raise InputError(Problem(f"the Hub at {hub.endpoint} was not reached: {_first_line(error)}", repo)) from None
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        # An upload to the storage of large files has a RuntimeError around its cause.
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            advice = f"; {LOGIN}" if status in (401, 403) else ""
+            message = f"was refused by the Hub ({status}): {_first_line(cause)}{advice}"
+        elif isinstance(cause, HTTPError | OSError):
+            message = f"the Hub at {hub.endpoint} was not reached: {_first_line(cause)}"
+        else:
+            message = f"was not uploaded: {' '.join(str(cause).split())}"
+        raise InputError(Problem(message, repo)) from None
     return str(made)
 
 

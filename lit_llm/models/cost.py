@@ -127,6 +127,15 @@ def _future_flops(model: ResolvedModel, shape: Shape) -> float:
     return ahead * (layer_flops + shape.outputs * _output_flops(model))
 
 
+def unused_train_flops(model: ResolvedModel, shape: Shape) -> float:
+    """FLOPs that `train_flops` would count in addition if each token visited all experts; 0 without experts."""
+    layers = [
+        2.0 * example.row * sum(part.unused_products(model.widths(side)) for _, part in layer.parts)
+        for side, layer, example in examples(model, shape)
+    ]
+    return 3.0 * (sum(layers) + model.output.future_tokens * layers[-1])
+
+
 def paper_flops(model: ResolvedModel, sequence_length: int) -> float:
     """The paper's "Flops per Seq": an encoder-decoder reads one half of the sequence and is trained on the other.
 

@@ -210,11 +210,9 @@ def _load(pushed: Pushed, config: dict[str, Any]) -> str:
     ]
     writes = pushed.run.experiment.model.family != "encoder_only"
     if tokenizer:
-        begins = pushed.run.experiment.model.family == "decoder" and "bos_token" in tokenizer
-        begin = "tokenizer.bos_token + " * begins
         lines += [
             f'tokenizer = AutoTokenizer.from_pretrained("{repo}"{trust})',
-            f'inputs = tokenizer({begin}"{PROMPT}", return_tensors="pt")',
+            f'inputs = tokenizer("{PROMPT}", return_tensors="pt")',
             "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True))"
             if writes
             else "print(model(**inputs).logits.shape)",

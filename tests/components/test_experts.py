@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,14 @@ from lit_llm.components.layer_part import build_part
 from lit_llm.components.part import Defaults, Widths
 from lit_llm.config.problems import InputError
 from lit_llm.models.adapt import adaptation_of, adapted
-from lit_llm.models.cost import Shape, count_parameters, forward_flops
+from lit_llm.models.build import build_model
+from lit_llm.models.cost import Shape, count_parameters, forward_flops, unused_train_flops
 from lit_llm.objectives.collate import Batch, collate
 from lit_llm.objectives.config import MasksConfig
+from lit_llm.report.text import short
+from lit_llm.studies.load import load_study
 from lit_llm.training.balance import ExpertBalance, ExpertLoad
+from tests.commands import lit_llm
 from tests.tiny_models import VOCABULARY, build, config, resolved
 from tests.training.rank_processes import Case, train
 
@@ -278,6 +284,35 @@ def test_flops_are_those_of_torchs_counter_for_the_experts_that_are_used() -> No
         counts.append((counter.get_total_flops(), forward_flops(resolved("redllm", *overrides), shape)))
     (measured, ours), (dense, dense_ours) = counts
     assert measured - dense == ours - dense_ours
+
+
+def test_flops_of_all_experts_are_six_for_each_idle_matrix_entry_and_token() -> None:
+    """Forward 2, backward 4: three experts of 3 x 32 x 24 in an encoder layer, one of 3 x 32 x 48 in a decoder's."""
+    idle = 12 * 2 * (3 * 3 * 32 * 24) + 9 * 2 * (1 * 3 * 32 * 48)
+    assert unused_train_flops(resolved("redllm", ENCODER, DECODER), Shape(12, 9, 9)) == 6 * idle
+    assert unused_train_flops(resolved("redllm"), Shape(12, 9, 9)) == 0
+
+
+def test_a_plan_prints_active_and_total_parameters_and_flops(write_study: Callable[..., Path]) -> None:
+    """Parameters are counted from the modules; without biases an idle parameter would take 6 FLOPs a token."""
+    arms = "arms: {dense: {}, mixed: {model: {decoder: {experts: {count: 5, top_k: 3, d_ff: 24, shared_d_ff: 8}}}}}"
+    path = write_study("plan", arms, extends="decllm-tiny")
+    model = build_model(load_study(path).arm("mixed").experiment.model)
+    mixtures = [module for module in model.modules() if isinstance(module, Experts)]
+    idle = sum(
+        parameter.numel() for each in mixtures for expert in each.expert[3:] for parameter in expert.parameters()
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    found = {arm["name"]: arm for arm in json.loads(lit_llm("plan", path, "--json").stdout)["arms"]}
+    assert (found["mixed"]["parameters"], found["mixed"]["active_parameters"]) == (parameters, parameters - idle)
+    flops = found["mixed"]["flops_per_token"]
+    assert idle > 0
+    assert flops["train_all_experts"] - flops["train"] == pytest.approx(6 * idle)
+    assert len({found["dense"]["flops_per_token"][key] for key in ("train", "train_all_experts")}) == 1
+    printed = {line.split()[0]: line for line in lit_llm("plan", path).stdout.splitlines() if "k" in line}
+    assert f"{short(parameters)} ({short(parameters - idle)} active)" in printed["mixed"]
+    assert f"{short(flops['train'])} ({short(flops['train_all_experts'])} total)" in printed["mixed"]
+    assert "(" not in printed["dense"]
 
 
 def test_an_adapted_model_takes_whole_mixtures_and_their_biases() -> None:

@@ -11,13 +11,11 @@ import yaml
 
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'lit-llm[eval]'")
 
-from glosses import write_gloss_tasks
-
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
 from lit_llm.data.library_tokenizer import FromFile
-from lit_llm.data.tokenizers import SPECIAL, Bytes, train_bpe
+from lit_llm.data.tokenizers import SPECIAL, Bytes
 from lit_llm.evaluation.harness import evaluate_tasks, harness_model, score_pairs
 from lit_llm.evaluation.suites import REDLLM
 from lit_llm.generation import Sampling
@@ -25,47 +23,18 @@ from lit_llm.models.build import build_model
 from lit_llm.models.config import DecoderDecoderModel, DecoderModel, DoubleDecoderModel, EncoderDecoderModel
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 from lit_llm.runs import trained_model
+from tests.gloss_tasks import WORDS, write_tasks
 
 torch.set_num_threads(1)
 D, HEADS, LAYERS, THETA = 32, 4, 2, 10_000.0
 OPEN = MasksConfig(prefix="bidirectional")
-WORDS = (
-    "the common european bird of a small tree whose leaves are used in making tea while some other plants with yellow "
-    "flowers grow near water and give seeds that people eat as food or press for oil in winter and late autumn"
-).split()
-
-
-def gloss(draw, count):
-    return " ".join(draw.choice(WORDS) for _ in range(count))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Task files: glosses of several tokens, letters of one, and a text; with the tokenizer that reads them."""
-    place, draw = tmp_path_factory.mktemp("harness"), random.Random(0)
-    records = []
-    for number in range(30):
-        asked = gloss(draw, 4 + number % 5)
-        choices = [gloss(draw, 1 + (number + place_) % 3) for place_ in range(4)]
-        records.append({"inputs": f"What is {asked}?", "choices": choices, "answer": number % 4, "task": "choose"})
-        letters = ["a", "b", "c", "d"]
-        records.append({"inputs": f"Say {asked}:", "choices": letters, "answer": number % 4, "task": "letter"})
-    (place / "choices.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    write_gloss_tasks(place / "choices.jsonl", place / "tasks")
-    texts = [gloss(draw, 40), gloss(draw, 90), "one"]
-    (place / "tasks" / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    task = {
-        "task": "some_text",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(place / "tasks" / "text.jsonl")}},
-        "test_split": "test",
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "text",
-        "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
-    }
-    (place / "tasks" / "text.yaml").write_text(yaml.safe_dump(task))
-    train_bpe([json.dumps(record) for record in records], 400, place / "tokenizer.json")
+    """Task files, with the tokenizer that reads them."""
+    place = tmp_path_factory.mktemp("harness")
+    write_tasks(place)
     return place
 
 

@@ -131,7 +131,8 @@ def test_transformers_reads_text_with_the_tokenizer_of_an_export(name, tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "  another line,\nof \u00e4 <unk>"
     assert theirs(text, add_special_tokens=False)["input_ids"] == library.encode(text, add_special_tokens=False).ids
-    assert theirs.decode(theirs(text)["input_ids"]) == text
+    first = SPECIAL[1] if name in DECODERS else ""  # as `lit-llm generate` reads a text
+    assert theirs.decode(theirs(text)["input_ids"]) == first + text
     assert (theirs.eos_token, theirs.bos_token) == SPECIAL
     named = transformers.AutoConfig.from_pretrained(tmp_path / "out")
     assert theirs.eos_token_id == library.token_to_id("<eod>") == named.eos_token_id

@@ -17,6 +17,7 @@ from lit_llm.huggingface.to_config import CODE, SpecialTokens
 from lit_llm.models.build import build_model
 from lit_llm.models.resolve import resolve_model
 from tests.huggingface.small_peers import VOCABULARY, close, ids, lengths, opened
+from tests.remote_code import modules_in
 
 AUTO = {"decllm": transformers.AutoModelForCausalLM, "redllm": transformers.AutoModelForSeq2SeqLM}
 CLASSES = {"decllm": "DecLLMForCausalLM", "redllm": "RedLLMForConditionalGeneration"}
@@ -41,11 +42,7 @@ both = pytest.mark.parametrize("name", SECTIONS)
 
 @pytest.fixture(scope="module", autouse=True)
 def modules(tmp_path_factory):
-    """transformers copies the code of a folder to a place of its own and imports it from there."""
-    place = str(tmp_path_factory.mktemp("modules"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", place)
-        patch.setattr(sys, "path", [place, *sys.path])
+    with modules_in(tmp_path_factory.mktemp("modules")):
         yield
 
 
@@ -243,8 +240,8 @@ def test_ids_without_text_are_never_chosen(name, tmp_path):
     export_checkpoint(config, ours.state_dict(), tmp_path / "out", tmp_path / "tokenizer.json", *SPECIAL)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     theirs, prompt = loaded(name, tmp_path / "out"), "another line"
-    tokens = tokenizer(prompt)["input_ids"]
-    whole = torch.tensor([[tokenizer.bos_token_id, *tokens] if name == "decllm" else tokens])
+    whole = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    assert (whole[0, 0].item() == tokenizer.bos_token_id) == (name == "decllm")
     out = theirs.generate(whole, attention_mask=torch.ones_like(whole), max_new_tokens=24, do_sample=False)
     begins = whole.shape[1] if name == "decllm" else 1
     from lit_llm.data.library_tokenizer import FromFile

@@ -84,6 +84,9 @@ class ResolvedExperts(Part):
         shared = self.shared_network.products(widths) if self.shared_network else 0
         return self.count * widths.row + self.top_k * self.network.products(widths) + shared
 
+    def unused_products(self, widths: Widths) -> int:
+        return (self.count - self.top_k) * self.network.products(widths)
+
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
         chosen, shared = self.top_k * example.row, self.shared_network
         kept = example.row * self.count * FLOAT32  # probabilities

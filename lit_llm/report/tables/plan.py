@@ -131,7 +131,7 @@ def costs_table(plan: Plan) -> Table:
         [
             planned.arm.name,
             _parameters(planned.cost),
-            text.short(planned.cost.train_flops_per_token),
+            _train_flops(planned.cost),
             text.count(planned.cost.tokens),
             text.count(planned.cost.loss_tokens),
             text.size(planned.cost.cache.total(plan.prompt, plan.generate)) if generates(planned.arm) else "–",
@@ -146,6 +146,12 @@ def costs_table(plan: Plan) -> Table:
 def _parameters(cost: Cost) -> str:
     active = "" if cost.active_parameters == cost.parameters else f" ({text.count(cost.active_parameters)} active)"
     return f"{text.count(cost.parameters)}{active}"
+
+
+def _train_flops(cost: Cost) -> str:
+    """Training FLOPs of a token, with those that all experts would take."""
+    used, in_all = cost.train_flops_per_token, cost.all_experts_train_flops_per_token
+    return text.short(used) + ("" if in_all == used else f" ({text.short(in_all)} total)")
 
 
 DEVICES = ("arm", "stage", "devices", "strategy", "ddp", "fsdp")
