@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import re
 import shutil
@@ -13,6 +14,7 @@ import optuna
 import pytest
 
 from lit_llm.config.problems import InputError
+from lit_llm.config.tree import difference
 from lit_llm.store.store import Store
 from lit_llm.sweeps import storage
 from lit_llm.sweeps.sweep import load_sweep
@@ -228,7 +230,8 @@ def test_processes_may_open_a_new_database_together(database: Server | File) -> 
 
 def test_names_that_differ_by_case_share_no_trials(write_sweep: Write, store: Store, database: Server | File) -> None:
     """MySQL takes such names for the same, unless the database was created otherwise."""
-    first, second = (write_sweep(name, f"{ONE}\n{UNTRAINED}\n{ALONE}", trials=2) for name in ("Letters", "letters"))
+    names = (f"Letters_{database.kind}", f"letters_{database.kind}")
+    first, second = (write_sweep(name, f"{ONE}\n{UNTRAINED}\n{ALONE}", trials=2) for name in names)
     sweep(first, store, storage=database.url())
     url = database.url()
     if database.kind == "mysql":
@@ -241,10 +244,9 @@ def test_names_that_differ_by_case_share_no_trials(write_sweep: Write, store: St
     assert len(Trials(load_sweep(first), store, database.url()).all()) == 2
 
 
-def test_many_arms_and_long_errors_fit(write_sweep: Write, store: Store, database: Server | File) -> None:
+def test_a_long_error_fits(write_sweep: Write, store: Store, database: Server | File) -> None:
     """MySQL takes no text over 64 KB, and Optuna writes a letter that is not ASCII in up to 12."""
-    arms = ", ".join(f"arm{number}: {{}}" for number in range(40))
-    search = load_sweep(write_sweep(f"long_{database.kind}", f"arms: {{{arms}}}\n{UNTRAINED}\n{ALONE}", trials=1))
+    search = load_sweep(write_sweep(f"long_{database.kind}", f"{ONE}\n{UNTRAINED}\n{ALONE}", trials=1))
     trials = Trials(search, store, database.url())
     with trials.coordinating():
         trial = trials.next()
@@ -254,6 +256,14 @@ def test_many_arms_and_long_errors_fit(write_sweep: Write, store: Store, databas
     assert ended.state == "failed"
     assert ended.error is not None
     assert ended.error.startswith("\N{GRINNING FACE}")
+
+
+def test_what_is_stored_of_an_arm_does_not_grow_with_the_others(write_sweep: Write) -> None:
+    """MySQL takes no text over 64 KB, which the experiments of 30 arms would fill."""
+    few, many = (f"arms: {{{', '.join(f'arm{number}: {{}}' for number in range(count))}}}" for count in (1, 4))
+    stored = [load_sweep(write_sweep("size", f"{arms}\n{UNTRAINED}\n{ALONE}")).identity("arm0") for arms in (few, many)]
+    assert list(difference(*stored)) == ["arms"]
+    assert len(json.dumps(stored[1])) - len(json.dumps(stored[0])) < 50
 
 
 def test_the_dashboard_opens_the_trials(write_sweep: Write, store: Store, database: Server | File) -> None:
