@@ -32,11 +32,10 @@ from lit_llm.studies.stage_executor import disk_problem_of, note_end
 from lit_llm.studies.status import last_metrics
 from lit_llm.studies.supervise import Supervision, Supervisor
 from lit_llm.sweeps.samplers import progress
-from lit_llm.sweeps.storage import storage_errors
+from lit_llm.sweeps.storage import reason_of, storage_errors
 from lit_llm.sweeps.sweep import Search
 from lit_llm.sweeps.trial import Ended, Trial
 from lit_llm.sweeps.trials import Trials
-from lit_llm.tracking.address import without_secrets
 from lit_llm.tracking.mlflow_sync import RunRecord
 
 _REFRESH_SECONDS = 1.0
@@ -122,7 +121,7 @@ class Coordinator:
         except Interrupted:
             return True
         except storage_errors() as error:
-            reason = without_secrets(" ".join(str(error.__cause__ or error).split()))
+            reason = reason_of(error)
             self.observer.message(f"the storage of the trials failed: {reason}. Started trials can be continued.")
             return True
         finally:

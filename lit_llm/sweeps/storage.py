@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,38 +87,73 @@ def _check_lines(path: Path) -> None:
 
 
 DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql"}
-"""{kind of database: its driver, where the URL names none}."""
+"""{kind of database, and the extra that installs its driver: its driver, where the URL names none}."""
 _SQLITE = "sqlite:///"
 _PATIENCE = 60.0
 """Seconds that a writer waits for another one's lock of an sqlite file."""
+_LOCKS = {"postgresql": "SELECT pg_advisory_lock(7297352)", "mysql": "SELECT GET_LOCK('lit-llm: tables', 60)"}
+"""{kind of database: the statement by which its connection waits for a lock and holds it to its end}."""
 
 
 def database(url: str) -> BaseStorage:
     """A database of trials. Raises InputError, without the password, for one that cannot be used."""
     from optuna.storages import RDBStorage
 
-    safe_url, kind = without_secrets(url), url.partition(":")[0]
-    if kind in DRIVERS:
-        url = url.replace(kind, f"{kind}+{DRIVERS[kind]}", 1)
-    file = sqlite_file(url)
-    if kind == "sqlite" and (file is None or not file.parent.is_dir()):
-        message = (
-            f"{safe_url} names no file in a folder that exists; write sqlite:///trials.db, or sqlite:////a/trials.db"
-        )
-        raise InputError(Problem(message, "--storage"))
-    waits = {} if file is None else {"connect_args": {"timeout": _PATIENCE}}
-    # Processes that open a new sqlite file together crash in its migrations.
-    alone = nullcontext() if file is None else locked(file.with_name(f"{file.name}.lock"), patience=math.inf)
+    safe_url, kind, file = without_secrets(url), url.partition(":")[0], sqlite_file(url)
+    if problem := _problem_of(url):
+        raise InputError(Problem(f"{safe_url} {problem}", "--storage"))
+    url, waits = with_driver(url), {} if file is None else {"connect_args": {"timeout": _PATIENCE}}
     try:
-        with alone:
+        with _alone(url):
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **waits})
     except ModuleNotFoundError as error:
-        message = f"{safe_url} needs the package {error.name}; for PostgreSQL: pip install 'lit-llm[postgresql]', for "
-        message += "MySQL: pip install pymysql"
-        raise InputError(Problem(message, "--storage")) from None
+        way = f": pip install 'lit-llm[{kind}]'" if kind in DRIVERS else ", as its address names no other driver"
+        raise InputError(Problem(f"{safe_url} needs the package {error.name}{way}", "--storage")) from None
     except Exception as error:  # SQLAlchemy's own, of many kinds
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())
-        raise InputError(Problem(f"{safe_url} cannot be used: {without_secrets(reason)}", "--storage")) from None
+        raise InputError(Problem(f"{safe_url} cannot be used: {reason_of(error)}", "--storage")) from None
+
+
+def with_driver(url: str) -> str:
+    """The address with the driver that it is opened by, as SQLAlchemy writes it."""
+    kind, colon, rest = url.partition(":")
+    return f"{kind}+{DRIVERS[kind]}{colon}{rest}" if kind in DRIVERS else url
+
+
+def _problem_of(url: str) -> str:
+    """Reason why an address is refused before it is opened; '' for none."""
+    kind, _, rest = url.partition("://")
+    place = rest.partition("?")[0]
+    if kind == "sqlite" and ((file := sqlite_file(url)) is None or not file.parent.is_dir()):
+        return "names no file in a folder that exists; write sqlite:///trials.db, or sqlite:////a/trials.db"
+    if place.count("@") > 1:  # a part of the password would be taken for the host, and be shown
+        return "cannot be used: write %40 for an @ in a password"
+    if kind.startswith("mysql") and not place.partition("/")[2]:
+        return "names no database; write mysql://USER@HOST/DATABASE"
+    return ""
+
+
+@contextmanager
+def _alone(url: str) -> Iterator[None]:
+    """The only process in the block, for one database: Optuna fails where several make the tables of a new one."""
+    file = sqlite_file(url)
+    if file is not None:
+        with locked(file.with_name(f"{file.name}.lock"), patience=math.inf):
+            yield
+        return
+    from sqlalchemy import NullPool, create_engine, text
+
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        if statement := _LOCKS.get(engine.dialect.name):
+            connection.execute(text(statement))
+        yield
+
+
+def reason_of(error: BaseException) -> str:
+    """What a database, or its driver, says about an error, in one line and without passwords."""
+    of_driver = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None)
+    said = of_driver.args[-1] if of_driver is not None and of_driver.args else error
+    return without_secrets(" ".join(str(said).split())) or type(error).__name__
 
 
 def sqlite_file(url: str) -> Path | None:

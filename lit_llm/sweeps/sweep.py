@@ -96,16 +96,17 @@ class Search:
         }
         return {"sweep": self.sweep.model_dump(mode="json", exclude_none=True), "searched": space}
 
-    def identity(self) -> dict[str, Any]:
-        """Plain data that is equal for searches whose trials may be mixed; without budget and confirmation study."""
+    def identity(self, arm: str) -> dict[str, Any]:
+        """Plain data that is equal for searches whose trials of an arm may be mixed; without budget and confirmation
+        study. It holds this arm alone, because MySQL takes no text over 64 KB."""
         content = self.sweep.model_dump(mode="json", exclude_defaults=True)
         for key in ("sweep", "question", "extends", "base", "arms", "trials", "winners", "allow"):
             content.pop(key, None)
-        arms = {arm.name: arm.experiment.model_dump(mode="json", exclude={"seed"}) for arm in self.ablation.arms}
-        for arm in arms.values():
-            del arm["pretrain"]["training"]["execution"], arm["finetune"], arm["evaluate"]
-        data = {arm.name: digest_of_data(arm.experiment) for arm in self.ablation.arms} if self.trains else {}
-        return {**content, "arms": arms, "data": data}
+        experiment = self.ablation.arm(arm).experiment
+        plain = experiment.model_dump(mode="json", exclude={"seed"})
+        del plain["pretrain"]["training"]["execution"], plain["finetune"], plain["evaluate"]
+        data = {"data": digest_of_data(experiment)} if self.trains else {}
+        return {**content, "arms": [each.name for each in self.ablation.arms], f"arms.{arm}": plain, **data}
 
 
 def figures(experiment: Experiment) -> dict[str, Any]:

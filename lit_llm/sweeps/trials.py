@@ -49,6 +49,8 @@ COUNTABLE = 20_000
 """Most points of a finite space that are listed, so that the search reaches its last points."""
 PATIENCE = 120.0
 """Seconds to wait while others draw."""
+LONGEST_ERROR = 4_000
+"""Characters of an error in the storage: MySQL holds 65,535 bytes, and Optuna writes up to 12 for a character."""
 
 
 class Trials:
@@ -107,7 +109,7 @@ class Trials:
     @property
     def address(self) -> str:
         """Address of the storage for optuna-dashboard."""
-        return str(self.journal) if self.url is None else without_secrets(self.url)
+        return str(self.journal) if self.url is None else without_secrets(storage.with_driver(self.url))
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -132,16 +134,23 @@ class Trials:
         import optuna
 
         if arm not in self._studies:
-            storage = self._open()
-            try:
-                self._studies[arm] = optuna.load_study(
-                    study_name=f"{self.search.name}/{arm}",
-                    storage=storage,
-                    pruner=make_pruner(self.search.sweep, self.search.ablation.arm(arm).experiment),
-                )
-            except KeyError:
+            name = f"{self.search.name}/{arm}"
+            if not self._is_stored(name):
                 return None
+            self._studies[arm] = optuna.load_study(
+                study_name=name,
+                storage=self._open(),
+                pruner=make_pruner(self.search.sweep, self.search.ablation.arm(arm).experiment),
+            )
         return self._studies[arm]
+
+    def _is_stored(self, name: str) -> bool:
+        """Whether the storage has a study of this name, and not only of one that the database takes for the same."""
+        opened = self._open()
+        try:
+            return opened.get_study_name_from_id(opened.get_study_id_from_name(name)) == name
+        except KeyError:
+            return False
 
     def _open(self) -> BaseStorage:
         if self._storage is None:
@@ -194,13 +203,19 @@ class Trials:
             pruner=make_pruner(search.sweep, search.ablation.arm(arm).experiment),
             load_if_exists=True,
         )
+        if not self._is_stored(name):
+            message = (
+                f"the database holds a study whose name it takes for {name}, as it ignores case and accents. Give "
+            )
+            message += "the sweep or the arm another name, or create a database with COLLATE utf8mb4_bin for the trials"
+            raise InputError(Problem(message, "--storage"))
         self._studies[arm] = study
-        identity = study.user_attrs.get("identity")
-        if identity is not None and identity != search.identity():
-            changed = some(list(difference(identity, search.identity())))
+        identity, wanted = study.user_attrs.get("identity"), search.identity(arm)
+        if identity is not None and identity != wanted:
+            changed = some(list(difference(identity, wanted)))
             message = f"another search was begun under this name ({changed} changed); give the sweep another name"
             raise InputError(Problem(message, "sweep"))
-        study.set_user_attr("identity", search.identity())
+        study.set_user_attr("identity", wanted)
         if search.trains and trainer is not None:
             study.set_user_attr("origin", _provenance_digest(search.ablation.arm(arm).experiment, trainer))
         if not study.user_attrs.get("begun"):
@@ -406,7 +421,7 @@ class Trials:
         seconds."""
         if self._stored_trial(trial).state.is_finished():  # this process was stopped, and its trial was taken over
             return
-        note: dict[str, Any] = {"state": ended, "error": error, **spent}
+        note: dict[str, Any] = {"state": ended, "error": error and error[:LONGEST_ERROR], **spent}
         note["values"] = list(values) if values is not None else None
         if self.search.trains and ended not in NOT_COUNTED:
             # Its process has read the settings by itself, so they are read again here.

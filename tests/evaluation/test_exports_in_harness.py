@@ -16,7 +16,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from lit_llm.data.tokenizers import SPECIAL, FromFile
+from lit_llm.data.library_tokenizer import FromFile
+from lit_llm.data.tokenizers import SPECIAL
 from lit_llm.evaluation.harness import evaluate_tasks, harness_model
 from lit_llm.experiment.load import load_experiment
 from lit_llm.huggingface import export_checkpoint

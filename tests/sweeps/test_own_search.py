@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
+import re
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from lit_llm.sweeps.pruning_callback import OptunaPruning
 from lit_llm.sweeps.sweep import load_sweep
 from lit_llm.sweeps.trials import Trials
 from tests.stages_in_parts import prepared_stage
+from tests.sweeps.databases import studies_in_dashboard
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+ROOT = Path(__file__).parents[2]
 SPACE = "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-3, 1e-2]}}\noptimize: [{metric: val/target_nll}]"
 
 
@@ -65,20 +68,6 @@ def test_a_metric_that_is_not_measured_is_named_with_those_that_are() -> None:
         OptunaPruning(optuna.create_study().ask(), "val/c").on_validation_end(Fake(), None)
 
 
-def opened(url: str) -> str:
-    study = optuna.create_study(study_name="shared", storage=storage.database(url), load_if_exists=True)
-    study.tell(study.ask(), 1.0)
-    return "opened"
-
-
-def test_processes_may_open_a_new_sqlite_file_together(tmp_path: Path) -> None:
-    """Without a lock they crash in its migrations."""
-    url = f"sqlite:///{tmp_path}/trials.db"
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        assert pool.map(opened, [url] * 3) == ["opened"] * 3
-    assert len(optuna.load_study(study_name="shared", storage=url).trials) == 3
-
-
 def test_the_limits_of_sqlite_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage.warning_of(None) == storage.warning_of("postgresql://host/db") == ""
     assert "of this machine alone" in storage.warning_of(f"sqlite:///{tmp_path}/trials.db")
@@ -86,8 +75,18 @@ def test_the_limits_of_sqlite_are_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert "where sqlite's locks may fail" in storage.warning_of(f"sqlite:///{tmp_path}/trials.db")
 
 
+@pytest.mark.parametrize("kind", storage.DRIVERS)
+def test_a_missing_driver_is_named_with_the_extra_that_has_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = storage.DRIVERS[kind]
+    monkeypatch.setitem(sys.modules, driver, None)
+    with pytest.raises(InputError, match=re.escape(f"needs the package {driver}: pip install 'lit-llm[{kind}]'")):
+        storage.database(f"{kind}://tuner@127.0.0.1:1/trials")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [extra.partition(">")[0].partition("[")[0] for extra in extras[kind]] == [driver]
+
+
 @pytest.mark.parametrize(
-    "url", ["mysql://tuner:xyzzy@127.0.0.1:1/trials", "sqlite:////no/such/folder/trials.db", "sqlite:///:memory:"]
+    "url", ["mysql://tuner:xyzzy@127.0.0.1:1", "sqlite:////no/such/folder/trials.db", "sqlite:///:memory:"]
 )
 def test_a_database_that_cannot_be_used_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(InputError) as error:
@@ -96,30 +95,8 @@ def test_a_database_that_cannot_be_used_is_refused_without_its_password(url: str
     assert "xyzzy" not in str(error.value)
 
 
-def studies_of(address: optuna.storages.BaseStorage) -> list[str]:
-    """Names of the studies that optuna-dashboard lists."""
-    dashboard = pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
-    body: list[bytes] = []
-    environment = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "SERVER_NAME": "x", "SERVER_PORT": "1",
-                   "wsgi.url_scheme": "http", "QUERY_STRING": ""}  # fmt: skip
-    import io
-
-    environment |= {"wsgi.input": io.BytesIO(), "wsgi.errors": io.StringIO()}
-    body = list(dashboard.wsgi(address)(environment, lambda *_: None))
-    return [study["study_name"] for study in json.loads(b"".join(body))["study_summaries"]]
-
-
-@pytest.mark.parametrize("kind", ["journal", "sqlite"])
-def test_the_dashboard_opens_the_storage_of_a_sweep(
-    tmp_path: Path, write_sweep: Callable[..., Path], kind: str
-) -> None:
-    pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
-    url = None if kind == "journal" else f"sqlite:///{tmp_path}/trials.db"
-    trials = Trials(load_sweep(write_sweep("shown", SPACE)), Store(tmp_path / "store"), url)
+def test_the_dashboard_opens_the_journal_of_a_sweep(tmp_path: Path, write_sweep: Callable[..., Path]) -> None:
+    trials = Trials(load_sweep(write_sweep("shown", SPACE)), Store(tmp_path / "store"))
     with trials.coordinating():
         pass
-    if url is None:
-        backend = optuna.storages.journal.JournalFileBackend(trials.address)
-        assert studies_of(optuna.storages.JournalStorage(backend)) == ["shown/baseline"]
-    else:
-        assert studies_of(optuna.storages.RDBStorage(trials.address)) == ["shown/baseline"]
+    assert studies_in_dashboard(trials.address) == ["shown/baseline"]

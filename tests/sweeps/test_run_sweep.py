@@ -215,7 +215,8 @@ def test_another_space_under_the_same_name_is_refused_with_the_keys_that_changed
         f"{ONE}\n{rates(1e-5)}\nseeds: [311]\n{ALONE}": "log_uniform",
         f"{ONE}\n{rates()}\nseeds: [312]\n{ALONE}": "seeds",
         f"{ONE}\n{rates()}\nseeds: [311]\nsampler: random\n{ALONE}": "sampler",
-        f"arms: {{red: {{model: {{d_model: 32}}}}}}\n{rates()}\nseeds: [311]\n{ALONE}": "d_model",
+        f"arms: {{red: {{model: {{d_model: 32}}}}}}\n{rates()}\nseeds: [311]\n{ALONE}": "arms.red.model.d_model",
+        f"{TWO}\n{rates()}\nseeds: [311]\n{ALONE}": "arms",
     }
     for rest, key in others.items():
         with pytest.raises(InputError, match=f"{key}.* changed.* another name"):
