@@ -204,10 +204,8 @@ class Trials:
             load_if_exists=True,
         )
         if not self._is_stored(name):
-            message = (
-                f"the database holds a study whose name it takes for {name}, as it ignores case and accents. Give "
-            )
-            message += "the sweep or the arm another name, or create a database with COLLATE utf8mb4_bin for the trials"
+            message = f"the database holds a study whose name it takes for {name}, as it ignores case and accents. "
+            message += "Give the sweep or the arm another name, or create a database with COLLATE utf8mb4_bin"
             raise InputError(Problem(message, "--storage"))
         self._studies[arm] = study
         identity, wanted = study.user_attrs.get("identity"), search.identity(arm)
