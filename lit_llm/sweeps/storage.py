@@ -150,10 +150,10 @@ def _alone(url: str) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What a database, or its driver, says about an error, in one line and without passwords."""
+    """The text of a database's error, as its driver has it, in one line and without passwords."""
     of_driver = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None)
-    said = of_driver.args[-1] if of_driver is not None and of_driver.args else error
-    return without_secrets(" ".join(str(said).split())) or type(error).__name__
+    text = of_driver.args[-1] if of_driver is not None and of_driver.args else error
+    return without_secrets(" ".join(str(text).split())) or type(error).__name__
 
 
 def sqlite_file(url: str) -> Path | None:
