@@ -38,7 +38,6 @@ SMALL_TASK = [override for override in SMALL if not override.startswith(("pretra
 """The same for a study of a synthetic task, whose examples have lengths and symbols of their own."""
 OF_STUDY = {
     "recall": SMALL_TASK,
-    "mixers": SMALL_TASK,
     "experts": [*SMALL, "model.feed_forward.d_ff=256"],  # which its experts divide
 }
 """{study: its overrides, where they are not SMALL}."""
@@ -132,7 +131,7 @@ def test_a_shipped_study_is_fair_or_says_why_it_may_differ(path: Path) -> None:
 def test_every_study_has_a_sibling_of_the_papers_size() -> None:
     # Mixers and recall are as small in their papers, the width of an expert belongs to a size, and the paper's presets
     # have Adafactor, which has no rule by width.
-    studies = {path.stem for path in STUDIES} - {"quickstart", "recall", "mixers", "parametrization", "experts"}
+    studies = {path.stem for path in STUDIES} - {"quickstart", "recall", "parametrization", "experts"}
     small = {name for name in studies if not name.endswith("-paper")}
     assert small == {
         "adaptation", "attribution", "biattn", "biattn_prefix", "cross_positions", "double_decoder",
