@@ -269,12 +269,13 @@ class LitModel(L.LightningModule):
         """Report the step, and clip its gradient. The Trainer's `gradient_clip_val` takes the place of `clip_norm`."""
         self._drop_frozen_gradients()
         trained = optimizer.take_gradients() if isinstance(optimizer, MasterWeights) else self.model.parameters()
-        parameters = [p for p in trained if p.grad is not None]
+        parameters = list(trained)
         limit = self.training_config.clip_norm if gradient_clip_val is None else gradient_clip_val
-        by_value = gradient_clip_algorithm == GradClipAlgorithmType.VALUE
-        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit or math.inf)
-        if by_value and limit:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if limit and gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
             torch.nn.utils.clip_grad_value_(parameters, limit)
+        elif limit:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         self._report(whole(norm))
 
     def _report(self, norm: Tensor) -> None:
