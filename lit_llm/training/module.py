@@ -392,7 +392,9 @@ class LitModel(L.LightningModule):
         sharded = cast(FSDPModule, self.model) if is_sharded(self.model) else None
         if sharded is not None:
             sharded.set_requires_gradient_sync(False)
-        with wrapped.no_sync() if hasattr(wrapped, "no_sync") else nullcontext():
-            yield
-        if sharded is not None:
-            sharded.set_requires_gradient_sync(True)
+        try:
+            with wrapped.no_sync() if hasattr(wrapped, "no_sync") else nullcontext():
+                yield
+        finally:
+            if sharded is not None:
+                sharded.set_requires_gradient_sync(True)
