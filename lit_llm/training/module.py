@@ -312,7 +312,7 @@ class LitModel(L.LightningModule):
         self._experts.step_biases(self._sums.choices)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the gradients: Lightning calls this before the last micro-batch, when those of the others are in."""
+        """Keep the gradients: Lightning calls this when the gradients of earlier micro-batches are already summed."""
 
     def _update_frozen(self) -> None:
         """Freeze all but the newly initialised parameters in the first steps of an adaptation; unfreeze them after.
