@@ -32,7 +32,7 @@ from lit_llm.training.optimizers.averaged_weights import AveragedWeights
 from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 from lit_llm.training.optimizers.master_weights import MasterWeights, masters_of
 from lit_llm.training.optimizers.shards import whole
-from lit_llm.training.trainer_checks import check_accumulation, check_steps
+from lit_llm.training.trainer_checks import check_accumulation, check_precision, check_steps
 
 
 class Diverged(Exception):
@@ -192,6 +192,9 @@ class LitModel(L.LightningModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch.to(device, non_blocking=True)
+
+    def on_fit_start(self) -> None:
+        check_precision(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A test and `load_from_checkpoint` want the weights alone.

@@ -14,6 +14,11 @@ NO_ACCUMULATION = (
     " make `data.batch_size` larger, and cut the batch by `training.execution.micro_batch_size`"
 )
 """Reason against Lightning's accumulation of gradients."""
+NO_SCALER = (
+    "has a gradient scaler, as fp16 needs: the norm would be that of scaled gradients, which are clipped, and reported"
+    " as diverged where they overflow; use bf16, `bf16-mixed` or `training.precision: bf16`"
+)
+"""Reason against mixed precision in float16."""
 STEPS_LOST = (
     "counts {steps} steps, but {counted} of them under automatic optimisation, where Lightning would go on: it was"
     " written under manual optimisation; train from the beginning, or load its weights alone by `load_from_checkpoint`"
@@ -25,6 +30,12 @@ def check_accumulation(trainer: L.Trainer) -> None:
     """Raise InputError where Lightning accumulates gradients; callbacks may change this during a training."""
     if trainer.accumulate_grad_batches != 1:
         raise InputError(Problem(NO_ACCUMULATION, "Trainer(accumulate_grad_batches)"))
+
+
+def check_precision(trainer: L.Trainer) -> None:
+    """Raise InputError where the precision plugin scales gradients."""
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise InputError(Problem(NO_SCALER, "Trainer(precision)"))
 
 
 def check_steps(checkpoint: Mapping[str, Any]) -> None:

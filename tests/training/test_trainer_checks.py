@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import load_experiment
@@ -47,3 +48,9 @@ def test_a_checkpoint_whose_steps_lightning_would_not_count_is_refused(tmp_path:
     torch.save(checkpoint, path)
     with pytest.raises(InputError, match="counts 1 steps, but 0 of them under automatic optimisation.*its weights"):
         fit(small_model(2), ckpt_path=path)
+
+
+def test_a_gradient_scaler_is_refused_before_the_first_step() -> None:
+    """A plugin, since on a CPU Lightning takes bfloat16 for `precision="16-mixed"`."""
+    with pytest.raises(InputError, match="has a gradient scaler.*use bf16, `bf16-mixed`"):
+        fit(small_model(), plugins=[MixedPrecision("16-mixed", "cpu")])
