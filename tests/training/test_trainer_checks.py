@@ -54,3 +54,42 @@ def test_a_gradient_scaler_is_refused_before_the_first_step() -> None:
     """A plugin, since on a CPU Lightning takes bfloat16 for `precision="16-mixed"`."""
     with pytest.raises(InputError, match="has a gradient scaler.*use bf16, `bf16-mixed`"):
         fit(small_model(), plugins=[MixedPrecision("16-mixed", "cpu")])
+
+
+class Counting(L.Callback):
+    """Counts hooks, and keeps the losses of backward passes and of the step."""
+
+    def __init__(self) -> None:
+        self.counts = {"on_after_backward": 0, "on_before_optimizer_step": 0}
+        self.losses: list[float] = []
+        self.loss_of_step = 0.0
+
+    def on_before_backward(self, trainer: L.Trainer, lit: L.LightningModule, loss: torch.Tensor) -> None:
+        self.losses.append(loss.item())
+
+    def on_after_backward(self, *_: Any) -> None:
+        self.counts["on_after_backward"] += 1
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.counts["on_before_optimizer_step"] += 1
+
+    def on_train_batch_end(self, trainer: L.Trainer, lit: L.LightningModule, outputs: Any, *_: Any) -> None:
+        self.loss_of_step = outputs["loss"].item()
+
+
+def test_callbacks_get_each_micro_batchs_backward_pass_and_the_last_ones_loss() -> None:
+    """Judge: torch's cross-entropy over the targets of the last row, of those of the whole batch."""
+    counting, lit, batch = Counting(), small_model(micro_batch_size=1), uneven_batch("decoder")
+    with torch.no_grad():
+        logits = lit.model(batch.inputs["tokens_BT"])
+    counted = batch.weights.bool()
+    parts = [
+        torch.nn.functional.cross_entropy(logits[n][counted[n]], batch.targets[n][counted[n]], reduction="sum").item()
+        for n in range(len(batch))
+    ]
+    fit(lit, counting)
+    assert counting.counts == {"on_after_backward": 8, "on_before_optimizer_step": 1}
+    assert counting.losses == pytest.approx([part / batch.total for part in parts], rel=1e-5)
+    assert counting.loss_of_step == counting.losses[-1]
+    assert lit.report is not None
+    assert sum(counting.losses) == pytest.approx(lit.report.loss, rel=1e-5)
