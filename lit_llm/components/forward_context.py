@@ -72,7 +72,7 @@ class ForwardContext:
         self.flex: FlexAttention | None = None
         """FlexAttention, where attention in this pass is computed by it."""
         self.fla = False
-        """Whether flash-linear-attention computes the recurrences of this pass."""
+        """True where flash-linear-attention computes the recurrences of this pass."""
         self.stack_modules: Mapping[str, nn.Module] = {}
         """Modules that a stack has once for all its layers."""
         self._made: dict[Hashable, Any] = {}

@@ -226,8 +226,9 @@ def hits_of(model: LanguageModel, batch: Batch) -> Tensor:
 
 
 def logits_of(model: LanguageModel, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and ids of the counted targets, N x V and N, in chunks; call it without gradients."""
-    return target_logits(model.hidden(**batch.inputs), model.unembedding, (batch.targets, batch.places))
+    """Float32 logits and ids of the counted targets, N x V and N, in chunks; call it without gradients."""
+    chunks = target_logits(model.hidden(**batch.inputs), model.unembedding, (batch.targets, batch.places))
+    return ((logits_NV.float(), ids_N) for logits_NV, ids_N in chunks)
 
 
 class SumByPlace(Metric):

@@ -162,7 +162,7 @@ class Stack(nn.Module):
         self.flex_in_training: FlexAttention | None = None
         """FlexAttention, where it computes attention in training."""
         self.fla_in_training = False
-        """Whether flash-linear-attention computes recurrences in training."""
+        """True where flash-linear-attention computes recurrences in training."""
 
     def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
         """B x T x D -> B x T x D, in training, evaluation and cached decoding alike."""

@@ -11,6 +11,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -20,7 +21,6 @@ from lit_llm.components.feed_forward.module import FeedForward
 from lit_llm.components.liger import liger_kernels
 from lit_llm.components.loss.module import Losses, LossWeights, Teacher, target_loss
 from lit_llm.config.metrics import GRAD_NORM, LEARNING_RATE, LOSSES_AHEAD, TEACHER_DIVERGENCE, TRAIN_LOSS
-from lit_llm.config.problems import InputError, Problem
 from lit_llm.models.build import generator
 from lit_llm.models.families import DecoderOnly, LanguageModel
 from lit_llm.models.stacks import Stack
@@ -32,12 +32,7 @@ from lit_llm.training.optimizers.averaged_weights import AveragedWeights
 from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 from lit_llm.training.optimizers.master_weights import MasterWeights, masters_of
 from lit_llm.training.optimizers.shards import whole
-
-NO_ACCUMULATION = (
-    "would average the means of several batches, where a step is the mean over all of their target tokens; set it to 1,"
-    " make `data.batch_size` larger, and cut the batch by `training.execution.micro_batch_size`"
-)
-"""Reason against Lightning's accumulation of gradients."""
+from lit_llm.training.trainer_checks import check_accumulation, check_precision, check_steps
 
 
 class Diverged(Exception):
@@ -198,6 +193,14 @@ class LitModel(L.LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch.to(device, non_blocking=True)
 
+    def on_fit_start(self) -> None:
+        check_precision(self.trainer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # A test and `load_from_checkpoint` want the weights alone.
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            check_steps(checkpoint)
+
     def on_train_start(self) -> None:
         self._set_learning_rate(self.global_step)
 
@@ -213,8 +216,7 @@ class LitModel(L.LightningModule):
         Lightning does the rest of the step. A batch is one step: the number of its targets, over all devices, is known
         before the first backward pass, which weights micro-batches by their targets.
         """
-        if self.trainer.accumulate_grad_batches != 1:
-            raise InputError(Problem(NO_ACCUMULATION, "Trainer(accumulate_grad_batches)"))
+        check_accumulation(self.trainer)
         config, lr = self.training_config, self._set_learning_rate(self.global_step)
         self._update_frozen()
         # Filled on the device: a copy from the host would wait for it.
@@ -269,12 +271,13 @@ class LitModel(L.LightningModule):
         """Report the step, and clip its gradient. The Trainer's `gradient_clip_val` takes the place of `clip_norm`."""
         self._drop_frozen_gradients()
         trained = optimizer.take_gradients() if isinstance(optimizer, MasterWeights) else self.model.parameters()
-        parameters = [p for p in trained if p.grad is not None]
+        parameters = list(trained)
         limit = self.training_config.clip_norm if gradient_clip_val is None else gradient_clip_val
-        by_value = gradient_clip_algorithm == GradClipAlgorithmType.VALUE
-        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit or math.inf)
-        if by_value and limit:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if limit and gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
             torch.nn.utils.clip_grad_value_(parameters, limit)
+        elif limit:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         self._report(whole(norm))
 
     def _report(self, norm: Tensor) -> None:
@@ -311,7 +314,7 @@ class LitModel(L.LightningModule):
         self._experts.step_biases(self._sums.choices)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the gradients: Lightning calls this before the last micro-batch, when those of the others are in."""
+        """Keep the gradients: Lightning calls this when the gradients of earlier micro-batches are already summed."""
 
     def _update_frozen(self) -> None:
         """Freeze all but the newly initialised parameters in the first steps of an adaptation; unfreeze them after.
@@ -391,7 +394,9 @@ class LitModel(L.LightningModule):
         sharded = cast(FSDPModule, self.model) if is_sharded(self.model) else None
         if sharded is not None:
             sharded.set_requires_gradient_sync(False)
-        with wrapped.no_sync() if hasattr(wrapped, "no_sync") else nullcontext():
-            yield
-        if sharded is not None:
-            sharded.set_requires_gradient_sync(True)
+        try:
+            with wrapped.no_sync() if hasattr(wrapped, "no_sync") else nullcontext():
+                yield
+        finally:
+            if sharded is not None:
+                sharded.set_requires_gradient_sync(True)

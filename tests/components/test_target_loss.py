@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from lit_llm.components.embedding.module import Head, Unembedding
 from lit_llm.components.loss import config
-from lit_llm.components.loss.module import LossWeights, Teacher, target_loss, target_nats
+from lit_llm.components.loss.module import LossWeights, Teacher, target_hits, target_logits, target_loss, target_nats
 from lit_llm.components.norm.config import NormConfig
 
 B, T, D, E, V = 3, 5, 8, 6, 11
@@ -208,3 +208,15 @@ def test_gradients_of_chunks_add_up_in_float32_for_a_matrix_in_bfloat16(given, m
     objective = target_loss(hidden, Unembedding(matrix), (targets, places)).objective
     (gradient,) = gradients(objective, matrix)
     assert_close(gradient[0].float(), torch.full((D,), -300 * (1 - 1 / V)), rtol=0.01, atol=0)
+
+
+def test_hits_of_bfloat16_logits_need_no_copy_in_float32(given):
+    """The largest logit is the same one in either precision; nats are computed in float32."""
+    hidden, matrix, targets = (each.detach().bfloat16() if each.is_floating_point() else each for each in given)
+    unembedding = Unembedding(matrix)
+    assert {logits.dtype for logits, _ in target_logits(hidden, unembedding, (targets, PLACES))} == {torch.bfloat16}
+    logits, ids = unembedding(hidden)[COUNTED].float(), targets[COUNTED]
+    hits = target_hits(hidden, unembedding, (targets, PLACES))
+    assert hits.tolist() == (logits.argmax(-1) == ids).float().tolist()
+    nats = target_nats(hidden, unembedding, (targets, PLACES))
+    assert torch.equal(nats, F.cross_entropy(logits, ids, reduction="none"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -16,6 +18,7 @@ from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.objectives.collate import Batch, collate
 from lit_llm.objectives.config import EOD, MasksConfig
+from lit_llm.training import module
 from lit_llm.training.config import StabilityConfig, TrainingConfig
 from lit_llm.training.module import Diverged, LitModel, StepReport
 from lit_llm.training.optimizers.build import build_optimizer
@@ -116,6 +119,42 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before_it() -> None:
     assert free.report.grad_norm == pytest.approx(norm, rel=1e-5)
     assert clipped.report.grad_norm == pytest.approx(norm, rel=1e-5)
     assert math.sqrt(sum(float(g.square().sum()) for g in small.values())) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_a_gradient_that_is_not_clipped_is_only_measured() -> None:
+    """Judge: the norm of torch's `clip_grad_norm_`, to the bit; in-place operations raise a tensor's version."""
+    versions: list[list[int]] = []
+
+    class Watching(LitModel):
+        def configure_gradient_clipping(self, *args: Any, **options: Any) -> None:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            versions.append([g._version for g in gradients])
+            super().configure_gradient_clipping(*args, **options)
+            versions.append([g._version for g in gradients])
+            self.judge = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf).item()
+
+    model = build_model(load_experiment("decllm-tiny", SMALL).model)
+    lit = Watching(model, TrainingConfig.model_validate({"max_steps": 1, "clip_norm": None}))
+    fitted(lit, uneven_batch("decoder"))
+    before, after = versions
+    assert before == after
+    assert lit.report is not None
+    assert lit.report.grad_norm == lit.judge
+
+
+def test_a_micro_batch_that_fails_leaves_the_gradients_of_a_sharded_model_synchronised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run may catch the error and go on in smaller micro-batches."""
+    lit = LitModel(build_model(load_experiment("decllm-tiny", SMALL).model), TrainingConfig(max_steps=1))
+    switched: list[bool] = []
+    monkeypatch.setattr(lit.model, "set_requires_gradient_sync", switched.append, raising=False)
+    monkeypatch.setattr(module, "is_sharded", lambda model: True)
+    monkeypatch.setattr(lit, "_trainer", SimpleNamespace(strategy=SimpleNamespace(model=None)))
+    with suppress(MemoryError), lit._unsynchronised():
+        assert switched == [False]
+        raise MemoryError
+    assert switched == [False, True]
 
 
 DECAYING = AdamW(lr=0.1, weight_decay=0.5)

@@ -24,7 +24,7 @@ NORM_EPS = 1e-6
 
 
 class Direction(nn.Module):
-    """What each direction has for itself."""
+    """Convolution and step sizes of one direction."""
 
     def __init__(self, config: ResolvedGatedDeltaNet) -> None:
         super().__init__()

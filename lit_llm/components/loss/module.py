@@ -93,7 +93,7 @@ def target_nats(hidden_BTD: Tensor, unembedding: Unembedding, targets: tuple[Ten
     targets: as in `target_loss`.
     """
     chunks = target_logits(hidden_BTD, unembedding, targets)
-    return torch.cat([F.cross_entropy(logits_NV, ids_N, reduction="none") for logits_NV, ids_N in chunks])
+    return torch.cat([F.cross_entropy(logits_NV.float(), ids_N, reduction="none") for logits_NV, ids_N in chunks])
 
 
 def target_hits(hidden_BTD: Tensor, unembedding: Unembedding, targets: tuple[Tensor, Tensor]) -> Tensor:
@@ -108,13 +108,13 @@ def target_hits(hidden_BTD: Tensor, unembedding: Unembedding, targets: tuple[Ten
 def target_logits(
     hidden_BTD: Tensor, unembedding: Unembedding, targets: tuple[Tensor, Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Float32 logits and ids of the counted targets, row by row, in chunks that fit: N x V and N.
+    """Logits and ids of the counted targets, row by row, in chunks that fit: N x V, in the model's precision, and N.
 
     Call it without gradients. targets: as in `target_loss`.
     """
     targets_BT, places_N = targets
     for hidden_ND, ids_N in _chunks(unembedding, *_counted(places_N, hidden_BTD, targets_BT)):
-        yield unembedding(hidden_ND).float(), ids_N
+        yield unembedding(hidden_ND), ids_N
 
 
 def _counted(places_N: Tensor, *tensors: Tensor) -> list[Tensor]:

@@ -21,7 +21,7 @@ from lit_llm.components.recurrence.steps import StepSizes
 
 
 class Direction(nn.Module):
-    """What each direction has for itself."""
+    """Convolution, step sizes and skip of one direction."""
 
     def __init__(self, config: ResolvedMamba2) -> None:
         super().__init__()
