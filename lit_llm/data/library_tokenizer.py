@@ -207,10 +207,10 @@ def _for_documents(content: dict[str, Any], closing: set[str]) -> dict[str, Any]
     """The content of a tokenizer's file with special tokens renamed so that no text can spell them; their ids stay.
 
     The library's option not to match them does not suffice: a Unigram model still has </s> among its pieces, and in web
-    pages <s> is a tag. Truncation, padding and dropout (random tokens) are removed.
+    pages <s> is a tag.
     """
-    content = {**content, "truncation": None, "padding": None, "post_processor": None}
-    model = content["model"] = {key: value for key, value in content["model"].items() if key != "dropout"}
+    content = tokenizer_file.of_documents(content)
+    model = content["model"]
     added = [dict(token) for token in content.get("added_tokens") or []]
     fixed = {model.get("unk_token")} if isinstance(model["vocab"], dict) else set()
     fixed |= {"".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.get("merges") or []}

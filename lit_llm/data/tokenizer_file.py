@@ -24,7 +24,7 @@ class Layout:
     """Ids of a file. A missing token is appended: its id is then the file's number of ids, or one more."""
 
     digest: str
-    """Hash of the file."""
+    """Hash of the file's content on which the ids of documents depend; see `of_documents`."""
     ids: int
     """Largest id of the file, plus one."""
     end: int
@@ -81,7 +81,7 @@ def _find(
 
 @lru_cache(maxsize=8)
 def _tokens(path: str, size: int, modified: int, inode: int) -> tuple[str, dict[str, int], frozenset[str]]:
-    """(hash of the file, {token: id}, special tokens). Raises OSError, or ValueError for content of no tokenizer."""
+    """(hash of the content, {token: id}, special tokens). Raises OSError, or ValueError for content of no tokenizer."""
     raw = Path(path).read_bytes()
     try:
         content = json.loads(raw)
@@ -89,7 +89,16 @@ def _tokens(path: str, size: int, modified: int, inode: int) -> tuple[str, dict[
         raise ValueError(f"it is not JSON ({error})") from None
     tokens = tokens_of(content)
     special = frozenset(token["content"] for token in content.get("added_tokens") or [] if token.get("special"))
-    return hashlib.sha256(raw).hexdigest(), tokens, special
+    text = json.dumps(of_documents(content), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest(), tokens, special
+
+
+def of_documents(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content without the parts that have no effect on the ids of documents: added tokens such as <s>, truncation,
+    padding and dropout (random tokens). An export changes the first of them, and the tokenizer stays the same.
+    """
+    model = {key: value for key, value in content["model"].items() if key != "dropout"}
+    return {**content, "truncation": None, "padding": None, "post_processor": None, "model": model}
 
 
 def tokens_of(content: Any) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,17 +184,42 @@ def _set_first_token(tokenizer: Path, layout: tokenizer_file.Layout, begins: boo
     no word on it from the tokenizer_config.json. A file that does so already stays as it is, as does one without such a
     token.
     """
-    from tokenizers import Tokenizer, processors
+    from tokenizers import Tokenizer
 
     library = Tokenizer.from_file(str(tokenizer))
     token = library.id_to_token(layout.begin)
     if library.encode("").ids == [layout.begin] * begins or (begins and token is None):
         return
-    first = processors.TemplateProcessing(
-        f"{token} $A" if begins else "$A", f"{token} $A $B" if begins else "$A $B", [(token, layout.begin)] * begins
-    )
-    content = {**read_json(tokenizer), "post_processor": json.loads(first.__getstate__())}
+    content = read_json(tokenizer)
+    steps = [*_offset_steps(content.get("post_processor"))]
+    if begins:
+        steps.append(_template(token, layout.begin))
+    content["post_processor"] = {"type": "Sequence", "processors": steps} if len(steps) > 1 else next(iter(steps), None)
     tokenizer.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _offset_steps(processor: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Steps of a post-processor that add no tokens: ByteLevel's, which leave spaces out of the offsets of words."""
+    if processor and processor["type"] == "Sequence":
+        for step in processor["processors"]:
+            yield from _offset_steps(step)
+    elif processor and processor["type"] == "ByteLevel":
+        yield processor
+
+
+def _template(token: str, index: int) -> dict[str, Any]:
+    """Post-processor that puts a token before a text.
+
+    As tokenizer.json has it: the library's own constructor splits the template at spaces, and reads `:` and `$` in it.
+    """
+    first = {"SpecialToken": {"id": token, "type_id": 0}}
+    one, other = ({"Sequence": {"id": text, "type_id": 0}} for text in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, one],
+        "pair": [first, one, other],
+        "special_tokens": {token: {"id": token, "ids": [index], "tokens": [token]}},
+    }
 
 
 def _describe(folder: Path, tokenizer: Path, layout: tokenizer_file.Layout, pad: Any) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.experts.module import Router
-from lit_llm.components.loss.module import target_loss
+from lit_llm.components.loss.module import LossWeights, target_loss
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
@@ -162,12 +162,14 @@ def _measure(one: Sized, steps: int, seed: int) -> Iterator[Coordinate]:
     model = build_model(one.experiment.model, seed=seed)
     batch = ZipfBatches(one.experiment, "pretrain")[0]
     probe = next(batch.micro_batches(PROBED_ROWS))
-    optimizer = build_optimizer(one.experiment.pretrain.training.optimizer, model)
+    training = one.experiment.pretrain.training
+    optimizer, balance = build_optimizer(training.optimizer, model), ExpertBalance(model)
+    weights = LossWeights(squares=training.z_loss)
     set_learning_rate(optimizer.param_groups, 1.0)
     start = _activations(model, probe)
     for step in range(steps + 1):
         if step:
-            _train(model, batch, optimizer)
+            _train(model, batch, optimizer, balance, weights)
         now = _activations(model, probe) if step else start
         for part, tensors in now.items():
             pairs = [*zip(tensors, start[part], strict=True)]
@@ -175,15 +177,17 @@ def _measure(one: Sized, steps: int, seed: int) -> Iterator[Coordinate]:
             yield Coordinate(one.axis, one.size, seed, step, part, _rms(tensors), _rms(changes))
 
 
-def _train(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
-    """One step on the objective of training: with the losses of further tokens and the balance of experts."""
-    balance = ExpertBalance(model)
+def _train(
+    model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer, balance: ExpertBalance, weights: LossWeights
+) -> None:
+    """One step on the objective of training: with z-loss, the losses of further tokens and the balance of experts."""
     balance.begin()
     hidden_BTD = model.hidden(**batch.inputs)
-    objective = target_loss(hidden_BTD, model.unembedding, (batch.targets, batch.places)).objective
+    objective = target_loss(hidden_BTD, model.unembedding, (batch.targets, batch.places), weights).objective
     if model.config.output.future_tokens:
         for number, states_BTD in enumerate(model.decoder.take_future_states()):
-            objective = objective + target_loss(states_BTD, model.unembedding, batch.ahead(number + 1)).objective
+            losses = target_loss(states_BTD, model.unembedding, batch.ahead(number + 1), weights)
+            objective = objective + losses.objective
     if balance.layers:
         objective = objective + balance.loss(batch)
     (objective / batch.total).backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -9,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lit_llm.components.recurrence.config import TRITON_F32, TRITON_F32_IN_FP32
 from lit_llm.components.registry import PACKAGES
 from lit_llm.config.code_digest import digest_of_code, digest_of_package
 from lit_llm.config.hashing import fingerprint
@@ -89,11 +91,17 @@ def provenance(
         "cut": cut if cut_matters else None,
         "bitsandbytes": installed_version("bitsandbytes") if training.eight_bit and not evaluates else None,
         "liger": _version_or_none("liger-kernel") if not evaluates and execution.kernels == "liger" else None,
-        "fla": _version_or_none("fla-core") if not evaluates and execution.kernels == "fla" else None,
+        "fla": _fla(training.precision) if not evaluates and execution.kernels == "fla" else None,
         "trainer": parts.names() or None,
         "changing_parts": "; ".join(parts.may_change()) or None,
         "weights": weights,
     }
+
+
+def _fla(precision: str) -> str:
+    """Releases of flash-linear-attention and triton, and how Triton rounds the factors of products in float32."""
+    rounding = os.environ.get(TRITON_F32) or (TRITON_F32_IN_FP32 if precision == "fp32" else "tf32")
+    return f"fla-core {_version_or_none('fla-core')}, triton {_version_or_none('triton')}, float32 products {rounding}"
 
 
 def _kernels_of_evaluation(experiment: Experiment) -> str:

@@ -40,6 +40,11 @@ LONGEST_WAIT = timedelta(hours=2)
 noticed at once."""
 
 
+def is_hopper() -> bool:
+    """True where the first GPU is of NVIDIA's generation Hopper, by its compute capability, 9.0."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+
+
 @dataclass(frozen=True)
 class DeviceGroup:
     """The processes of one training, seen from one of them; by default a process that trains alone."""

@@ -1,9 +1,11 @@
-"""Obstacles to the kernels that a configuration names, on this machine. Loads no torch."""
+"""Obstacles to the kernels that a configuration names, on this machine. Loads no torch, but to ask which GPU it has."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+
+from packaging.version import Version
 
 OTHERWISE = "or set kernels to auto in all arms"
 
@@ -25,8 +27,25 @@ def liger_obstacle(on_gpu: bool) -> str:
 
 
 def fla_obstacle(on_gpu: bool) -> str:
-    """Obstacle to the kernels of flash-linear-attention."""
-    return _triton_obstacle("fla", "flash-linear-attention", "flash-linear-attention's kernels", on_gpu)
+    """Obstacle to the kernels of flash-linear-attention, which raise in the backward pass by some tritons on Hopper."""
+    if obstacle := _triton_obstacle("fla", "flash-linear-attention", "flash-linear-attention's kernels", on_gpu):
+        return obstacle
+    if on_gpu:
+        from lit_llm.training.devices import is_hopper
+
+        # `fla.ops.common.chunk_o.chunk_bwd_dqkwg`; tilelang, which it takes instead, computes no retention or Mamba-2.
+        if is_hopper() and Version("3.4.0") <= (installed := _triton_version()) < Version("3.7.1"):
+            return (
+                f"flash-linear-attention refuses triton {installed} on a Hopper GPU, whose gradients are wrong; "
+                f"install triton 3.7.1 or later, {OTHERWISE}"
+            )
+    return ""
+
+
+def _triton_version() -> Version:
+    import triton
+
+    return Version(triton.__version__)
 
 
 def _triton_obstacle(package: str, project: str, kernels: str, on_gpu: bool) -> str:

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from lit_llm.config.problems import InputError
 from lit_llm.data.library_tokenizer import FromFile
-from lit_llm.huggingface import import_checkpoint, open_checkpoint, open_model
+from lit_llm.experiment.load import load_experiment
+from lit_llm.huggingface import export_checkpoint, import_checkpoint, open_checkpoint, open_model
+from lit_llm.models.build import build_model
 from tests.commands import lit_llm
 from tests.huggingface.small_peers import MODELS, imported, peer, saved
 
@@ -176,3 +179,69 @@ def test_a_mask_that_transformers_does_not_have_is_said(library, tmp_path):
     assert lit_llm("train", "run.yaml", cwd=tmp_path).returncode == 0
     done = lit_llm("export", "run.yaml", "exported", cwd=tmp_path)
     assert "prefix both ways" in done.stdout, done.stderr
+
+
+def test_an_exported_run_imported_again_has_the_tokenizer_that_it_was_trained_with(library, tmp_path, monkeypatch):
+    """The export lets tokenizer.json begin a text with <bos>, which changes no document's ids."""
+    monkeypatch.chdir(tmp_path)
+    experiment = load_experiment("run.yaml")
+    state = build_model(experiment.model).state_dict()
+    export_checkpoint(experiment.model, state, tmp_path / "exported", tmp_path / "tokenizer.json")
+    assert json.loads((tmp_path / "exported" / "tokenizer.json").read_text())["post_processor"]
+    import_checkpoint(tmp_path / "exported", tmp_path / "imported")
+    adapted = load_experiment("run.yaml", ["adapt={from: imported}"])
+    assert adapted.adapt is not None
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "lower.json").write_text(json.dumps({**content, "normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(InputError, match="another tokenizer"):
+        load_experiment("run.yaml", ["adapt={from: imported}", "pretrain.data.tokenizer.path=lower.json"])
+
+
+@pytest.mark.parametrize(
+    ("before", "begin"),
+    [
+        ("nothing", "a $B :1"),
+        ("byte_level", "<|start:text|>"),
+        ("both", "<|start:text|>"),
+        ("ends", "<|start:text|>"),
+    ],
+)
+def test_any_token_may_begin_the_texts_of_an_export(before, begin, tmp_path):
+    """Also one that a template of the tokenizers library would split. Offsets leave spaces out as before."""
+    vocabulary = {token: index for index, token in enumerate(["</s>", begin, *pre_tokenizers.ByteLevel.alphabet()])}
+    library = Tokenizer(models.BPE(vocabulary, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.add_special_tokens(["</s>", begin])
+    offsets = processors.ByteLevel(trim_offsets=True)
+    ends = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 0)])
+    made = {"byte_level": offsets, "both": processors.Sequence([offsets, ends]), "ends": ends}
+    if before in made:
+        library.post_processor = made[before]
+    library.save(str(tmp_path / "tokenizer.json"))
+    config = load_experiment("decllm-tiny", ["pretrain.data.tokenizer.vocabulary=300", "model.vocabulary=300"]).model
+    state = build_model(config).state_dict()
+    export_checkpoint(config, state, tmp_path / "out", tmp_path / "tokenizer.json", "</s>", begin)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    plain = library.encode("ab cd", add_special_tokens=False)
+    assert theirs("ab cd")["input_ids"] == [1, *plain.ids]
+    assert theirs("ab", "cd")["input_ids"] == [1, *plain.ids[:2], *plain.ids[3:]]
+    found = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).encode("ab cd")
+    assert found.offsets[3] == ((3, 3) if before in ("byte_level", "both") else (2, 3))
+
+
+def test_the_source_of_an_exported_redllm_has_no_token_before_it(tmp_path):
+    """Also where the tokenizer's file adds some; what it says on offsets stays."""
+    vocabulary = {token: index for index, token in enumerate(["</s>", "<s>", *pre_tokenizers.ByteLevel.alphabet()])}
+    library = Tokenizer(models.BPE(vocabulary, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.add_special_tokens(["</s>", "<s>"])
+    both_ends = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("</s>", 0), ("<s>", 1)])
+    config = load_experiment("redllm-tiny", ["pretrain.data.tokenizer.vocabulary=300", "model.vocabulary=300"]).model
+    state = build_model(config).state_dict()
+    for number, steps in enumerate(([both_ends], [processors.ByteLevel(), both_ends])):
+        library.post_processor = processors.Sequence(steps)
+        library.save(str(tmp_path / "tokenizer.json"))
+        export_checkpoint(config, state, tmp_path / str(number), tmp_path / "tokenizer.json")
+        written = Tokenizer.from_file(str(tmp_path / str(number) / "tokenizer.json"))
+        assert written.encode("ab").ids == library.encode("ab", add_special_tokens=False).ids
+        assert written.encode("a b").offsets[1:-1] == ([(2, 2)] if number else [(1, 2)])

@@ -6,14 +6,25 @@ from fractions import Fraction
 import pytest
 import torch
 
+from lit_llm.components.loss.module import LossWeights
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.models.resolve import resolve_model
 from lit_llm.report.tables.coordinates import conclusion, coordinate_tables
-from lit_llm.runs.coordinates import Coordinate, ZipfBatches, _activations, at_depth, at_width, measure_coordinates
+from lit_llm.runs.coordinates import (
+    Coordinate,
+    ZipfBatches,
+    _activations,
+    _train,
+    at_depth,
+    at_width,
+    measure_coordinates,
+)
 from lit_llm.statistics.coordinate_slopes import PartSlopes, Slope, part_slopes
+from lit_llm.training.balance import ExpertBalance
 from tests.commands import lit_llm
+from tests.training.test_step import stepped, uneven_batch
 
 SMALL = ["model.d_model=32", "model.feed_forward.d_ff=64", "model.attention.heads=2"]
 SMALL += ["pretrain.data.sequence_length=32", "pretrain.data.batch_size=8"]
@@ -74,6 +85,28 @@ def test_activations_of_tied_stacks_are_those_of_an_encoder_with_copies_of_the_d
     for part, tensors in wanted.items():
         assert len(found[part]) == len(tensors)
         assert all(torch.equal(*pair) for pair in zip(found[part], tensors, strict=True)), part
+
+
+def test_a_step_of_the_check_has_the_gradient_of_a_step_of_training():
+    """With every term of its objective: z-loss, the losses of further tokens and the balance of experts."""
+    batch = uneven_batch("decoder")
+    keys = ["model.output.future_tokens=1", "model.decoder.experts={count: 4, balance_weight: 3.0}"]
+    lit, wanted = stepped("decllm", batch, *keys, z_loss=0.5)
+    model, found = build_model(lit.model.config), {}
+    optimizer = torch.optim.SGD(model.parameters())
+    optimizer.register_step_pre_hook(
+        lambda *_: found.update({name: value.grad.clone() for name, value in model.named_parameters()})
+    )
+    _train(model, batch, optimizer, ExpertBalance(model), LossWeights(squares=0.5))
+    assert [*found] == [*wanted]
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+def test_the_z_loss_of_the_configuration_is_in_the_check():
+    sized = [at_width(small("decllm-tiny", "standard", f"pretrain.training.z_loss={z}"), 32) for z in (0, 1)]
+    without, with_it = ([one for one in measure_coordinates([each], 1, [0]) if one.step] for each in sized)
+    assert without != with_it
 
 
 MERGED = "model.decoder.cross_attention_mode=merged"

@@ -225,6 +225,24 @@ def test_a_result_of_installed_kernels_is_of_that_release(kernels, monkeypatch):
     assert same_provenance(origin("auto", "1"), origin("auto", "2"))
 
 
+def test_a_result_of_fla_is_of_that_triton_and_of_its_rounding_in_float32(monkeypatch):
+    def origin(triton="3.9.0", kernels="fla", rounding=None, precision="fp32"):
+        versions = {"triton": triton, "torch": "2.13.0"}
+        monkeypatch.setattr("lit_llm.runs.provenance.installed_version", lambda name: versions.get(name, "1"))
+        monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
+        if rounding:
+            monkeypatch.setenv("TRITON_F32_DEFAULT", rounding)
+        keys = {"execution.kernels": kernels, "precision": precision}
+        return provenance(load_experiment("redllm-tiny", [f"pretrain.training.{key}={keys[key]}" for key in keys]))
+
+    assert origin()["fla"] == "fla-core 1, triton 3.9.0, float32 products ieee"
+    assert same_provenance(origin(), origin(rounding="ieee"))
+    assert not same_provenance(origin(), origin(rounding="tf32"))
+    assert not same_provenance(origin(), origin(triton="3.8.0"))
+    assert same_provenance(origin(precision="bf16"), origin(precision="bf16", rounding="tf32"))
+    assert same_provenance(origin(kernels="auto"), origin(triton="3.8.0", kernels="auto", rounding="tf32"))
+
+
 def test_an_evaluation_that_generates_is_another_without_a_compiler(monkeypatch):
     def origin(tasks, path):
         monkeypatch.setattr("lit_llm.runs.provenance.compiler", lambda: path)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,6 +109,30 @@ def test_the_obstacles_name_the_next_step(
         installed.clear()
         installed.add(package)
         assert "pip install -e '.[gpu]'" in kernel_obstacle(kernels, on_gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("triton", "capability", "refused"),
+    [
+        ("3.3.1", (9, 0), False),
+        ("3.4.0", (9, 0), True),
+        ("3.7.0+git9844da95", (9, 0), True),
+        ("3.7.1", (9, 0), False),
+        ("3.6.0", (8, 0), False),
+        ("3.6.0", (10, 0), False),
+    ],
+)
+def test_fla_is_refused_on_hopper_by_the_tritons_that_it_refuses_itself(
+    triton: str, capability: tuple[int, int], refused: bool, installed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its first backward pass would raise an error (`chunk_bwd_dqkwg`)."""
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=triton))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    obstacle = kernel_obstacle("fla", on_gpu=True)
+    assert bool(obstacle) == refused
+    assert not refused or (triton in obstacle and "install triton 3.7.1 or later" in obstacle)
+    assert kernel_obstacle("liger", on_gpu=True) == ""
 
 
 @pytest.mark.parametrize(

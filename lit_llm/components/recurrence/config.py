@@ -6,6 +6,10 @@ from pydantic import Field
 
 from lit_llm.config.section import Section
 
+TRITON_F32, TRITON_F32_IN_FP32 = "TRITON_F32_DEFAULT", "ieee"
+"""Environment variable by which Triton rounds the factors of products in float32, to TF32 when absent; and its value
+for kernels of flash-linear-attention in float32, unless the user has set another."""
+
 
 class RecurrentConfig(Section):
     """Settings of a mixer with a state of K x V for each head."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lit_llm.components.forward_context import compute_dtype
 from lit_llm.components.recurrence.chunks import Streams
+from lit_llm.components.recurrence.config import TRITON_F32, TRITON_F32_IN_FP32
 
 
 class DocumentBorders(NamedTuple):
@@ -57,8 +58,9 @@ def fused_chunkwise(streams: Streams, borders: Tensor | None) -> Tensor:
     rows, *heads, _, _ = v.shape
     dtype = compute_dtype(v)
     if dtype == torch.float32:
-        # By default Triton would round the factors of products in float32 to TF32. It reads this when it compiles.
-        os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+        # By default Triton would round the factors of products in float32 to TF32. It reads this when it compiles. The
+        # backward pass compiles later, so the variable stays set.
+        os.environ.setdefault(TRITON_F32, TRITON_F32_IN_FP32)
     qkv = [_by_token(x.to(dtype), heads, borders) for x in (streams.q_BHTK, streams.k_BHTK, v)]
     gates_BTHG = _by_token(log_gates, heads, borders)
     options = {"scale": 1.0, "cu_seqlens": borders}  # the mixers have scaled queries or keys
