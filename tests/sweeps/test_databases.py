@@ -180,7 +180,7 @@ def test_trials_of_other_code_are_begun_anew_in_the_database(
     rest = f"{TWO}\n{rates()}\nseeds: [{seed(database, 4)}]\n{ALONE}"
     path = write_sweep(f"database_stale_{database.kind}", rest, trials=2)
     with monkeypatch.context() as patch:
-        patch.setattr("lit_llm.sweeps.trials._provenance_digest", lambda _: "older")
+        patch.setattr("lit_llm.sweeps.trials._provenance_digest", lambda *_: "older")
         sweep(path, store, storage=database.url())
     with pytest.raises(InputError, match="other code"):
         sweep(path, store, storage=database.url())
