@@ -228,6 +228,16 @@ def test_processes_may_open_a_new_database_together(database: Server | File) -> 
     assert len(optuna.load_study(study_name="shared", storage=storage.database(url)).trials) == 3
 
 
+@kinds(["mysql"])
+def test_a_lock_that_another_process_keeps_is_named(database: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(storage._LOCKS, "mysql", "SELECT GET_LOCK('lit-llm: tables', 0)")
+    message = "cannot be used: another process has opened it"
+    with storage._alone(storage.with_driver(database.url())), pytest.raises(InputError, match=message) as error:
+        storage.database(database.url())
+    assert PASSWORD not in str(error.value)
+    assert storage.database(database.url()).get_all_studies() is not None
+
+
 def test_names_that_differ_by_case_share_no_trials(write_sweep: Write, store: Store, database: Server | File) -> None:
     """MySQL takes such names for the same, unless the database was created otherwise."""
     names = (f"Letters_{database.kind}", f"letters_{database.kind}")
