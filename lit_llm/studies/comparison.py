@@ -69,19 +69,21 @@ def _design(ablation: Ablation, interims: InterimAnalyses | None) -> Design:
 
 
 def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], results: Sequence[RunResult]) -> Comparison:
-    """The comparison with power laws and gate, fitted to the runs whose schedules have ended."""
+    """The comparison with power laws and gate, fitted to the runs of the rows whose schedules have ended."""
     settings = ablation.study.compare
     stage: Trained = "finetune" if settings.metric.startswith(FINETUNED) else "pretrain"
+    # The rows' provenance: that of the ended runs alone may be an older one.
+    compared_runs = {id(result) for result in of_newest_provenance(results, [])}
+    pairs = [pair for pair in zip(runs, results, strict=True) if id(pair[1]) in compared_runs]
     measured = [
         Measured(result, run.arm.experiment.section(stage).training, step.stage.result() or {})
-        for run, result in zip(runs, results, strict=True)
+        for run, result in pairs
         if result.metric(settings.metric) is not None
         for step in run.steps
         if step.node.kind == stage and not step.node.source
     ]
     ended, refused = ended_runs(measured)
-    taken = [*ended, *(result for result in results if result.state_of(settings.metric) == "diverged")]
-    kept = of_newest_provenance(taken, [])
+    kept = [*ended, *(result for _, result in pairs if result.state_of(settings.metric) == "diverged")]
     laws = scaling_of(ablation, kept, settings.scaling) if settings.scaling else None
     gated = gate_of(ablation, kept, settings.gate) if settings.gate else None
     return replace(

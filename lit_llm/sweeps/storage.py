@@ -90,9 +90,13 @@ DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql"}
 """{kind of database, and the extra that installs its driver: its driver, where the URL names none}."""
 _SQLITE = "sqlite:///"
 _PATIENCE = 60.0
-"""Seconds that a writer waits for another one's lock of an sqlite file."""
-_LOCKS = {"postgresql": "SELECT pg_advisory_lock(7297352)", "mysql": "SELECT GET_LOCK('lit-llm: tables', 60)"}
-"""{kind of database: the statement by which its connection waits for a lock and holds it to its end}."""
+"""Seconds that a process waits for another one's lock in a database."""
+_LOCKS = {
+    "postgresql": "SELECT 1 FROM pg_advisory_lock(7297352)",
+    "mysql": f"SELECT GET_LOCK('lit-llm: tables', {_PATIENCE:.0f})",
+}
+"""{kind of database: the statement by which its connection waits for a lock and holds it to its end; 1 where it has
+it}."""
 
 
 def database(url: str) -> BaseStorage:
@@ -123,8 +127,12 @@ def _problem_of(url: str) -> str:
     """Reason why an address is refused before it is opened; '' for none."""
     kind, _, rest = url.partition("://")
     place = rest.partition("?")[0]
-    if kind == "sqlite" and ((file := sqlite_file(url)) is None or not file.parent.is_dir()):
+    if kind.startswith("sqlite"):  # a file, whose name may contain any character
+        if (file := sqlite_file(url)) is not None and file.parent.is_dir():
+            return ""
         return "names no file in a folder that exists; write sqlite:///trials.db, or sqlite:////a/trials.db"
+    if kind.startswith("mariadb"):  # Optuna writes MySQL's statements for mysql:// alone
+        return "cannot be used: write mysql:// for MariaDB too"
     if place.count("@") > 1:  # a part of the password would be taken for the host, and be shown
         return "cannot be used: write %40 for an @ in a password"
     if kind.startswith("mysql") and not place.partition("/")[2]:
@@ -144,8 +152,11 @@ def _alone(url: str) -> Iterator[None]:
 
     engine = create_engine(url, poolclass=NullPool)
     with engine.connect() as connection:
-        if statement := _LOCKS.get(engine.dialect.name):
-            connection.execute(text(statement))
+        # MySQL raises nothing where the wait ends without the lock.
+        if (statement := _LOCKS.get(engine.dialect.name)) and connection.scalar(text(statement)) != 1:
+            raise TimeoutError(
+                f"another process has opened it for more than {_PATIENCE:.0f} seconds; end that process, or try later"
+            )
         yield
 
 
@@ -170,11 +181,11 @@ def warning_of(url: str | None) -> str:
     if is_network_mount(file.parent):
         return (
             f"{file} is on a network file system, where sqlite's locks may fail and lose trials: leave --storage out, "
-            "for the journal in the store, or use PostgreSQL"
+            "for the journal in the store, or use PostgreSQL or MySQL"
         )
     return (
         f"the trials are in {file}, which sqlite shares between processes of this machine alone: for coordinators on "
-        "several machines leave --storage out, or use PostgreSQL"
+        "several machines leave --storage out, or use PostgreSQL or MySQL"
     )
 
 

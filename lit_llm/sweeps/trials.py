@@ -145,7 +145,7 @@ class Trials:
         return self._studies[arm]
 
     def _is_stored(self, name: str) -> bool:
-        """Whether the storage has a study of this name, and not only of one that the database takes for the same."""
+        """True where the storage has a study of this name, not only of one that the database takes for the same."""
         opened = self._open()
         try:
             return opened.get_study_name_from_id(opened.get_study_id_from_name(name)) == name

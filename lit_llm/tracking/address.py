@@ -70,8 +70,9 @@ def without_secrets(text: str) -> str:
 
     Credentials belong into the environment or the driver's files: MLFLOW_TRACKING_TOKEN, PGPASSWORD, ~/.pgpass.
     """
-    # Up to the last @ before a query, as a password may contain @ and slashes.
-    text = re.sub(r"//(?:(?!\?\w+=)[^\s'\"])*@", "//", text)
+    # Up to the last @ before a query, as a password may contain @ and slashes. An sqlite file's name may, too.
+    secret = r"(sqlite:///[^\s'\"]*)|//(?:(?!\?\w+=)[^\s'\"])*@"
+    text = re.sub(secret, lambda found: found[1] or "//", text)
     text = re.sub(rf"(?i)(?<=[?&;]){SECRET}(?:[&;]|(?=[\s'\"]|$))", "", text)
     return re.sub(r"(://[^\s'\"?]*)[?&]+(?=[\s'\"]|$)|(://[^\s'\"]*[^&])&+(?=[\s'\"]|$)", r"\1\2", text)
 

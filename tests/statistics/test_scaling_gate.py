@@ -299,6 +299,23 @@ def test_a_result_that_was_measured_too_early_is_in_no_law(gated: tuple[Path, St
     assert [size.seeds for size in trends(found)["train_flops"].sizes] == [1, 2, 2, 2]
 
 
+def test_the_gate_is_of_the_code_of_the_rows(gated: tuple[Path, Store]) -> None:
+    """A run that was repeated with new code, and has not ended: older runs are in no row, and in no law."""
+    path, store = gated
+    run = next(run for run in runs_of(load_study(path), store) if run.arm.group == "gated" and run.seed == 1)
+    file = run.last.folder / "result.json"
+    whole = file.read_text()
+    newest = {"steps": 50, "finished": json.loads(whole).get("finished", 0) + 1e6, "provenance": {"code": "new"}}
+    file.write_text(json.dumps(json.loads(whole) | newest))
+    try:
+        found = compared(path, store)
+    finally:
+        file.write_text(whole)
+    assert [row.arm for row in found.rows if row.mean is not None] == [run.arm.name]
+    assert found.gate is not None
+    assert not any(trend.sizes for trend in found.gate.trends)
+
+
 @pytest.mark.parametrize("group", ["plain", "gated"])
 def test_a_group_that_lost_runs_passes_no_gate(gated: tuple[Path, Store], group: str) -> None:
     path, store = gated

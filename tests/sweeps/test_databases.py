@@ -180,7 +180,7 @@ def test_trials_of_other_code_are_begun_anew_in_the_database(
     rest = f"{TWO}\n{rates()}\nseeds: [{seed(database, 4)}]\n{ALONE}"
     path = write_sweep(f"database_stale_{database.kind}", rest, trials=2)
     with monkeypatch.context() as patch:
-        patch.setattr("lit_llm.sweeps.trials._provenance_digest", lambda _: "older")
+        patch.setattr("lit_llm.sweeps.trials._provenance_digest", lambda *_: "older")
         sweep(path, store, storage=database.url())
     with pytest.raises(InputError, match="other code"):
         sweep(path, store, storage=database.url())
@@ -226,6 +226,16 @@ def test_processes_may_open_a_new_database_together(database: Server | File) -> 
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert pool.map(open_and_tell, [url] * 3) == ["opened"] * 3
     assert len(optuna.load_study(study_name="shared", storage=storage.database(url)).trials) == 3
+
+
+@kinds(["mysql"])
+def test_a_lock_that_another_process_keeps_is_named(database: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(storage._LOCKS, "mysql", "SELECT GET_LOCK('lit-llm: tables', 0)")
+    message = "cannot be used: another process has opened it"
+    with storage._alone(storage.with_driver(database.url())), pytest.raises(InputError, match=message) as error:
+        storage.database(database.url())
+    assert PASSWORD not in str(error.value)
+    assert storage.database(database.url()).get_all_studies() is not None
 
 
 def test_names_that_differ_by_case_share_no_trials(write_sweep: Write, store: Store, database: Server | File) -> None:

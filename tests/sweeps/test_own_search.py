@@ -86,13 +86,32 @@ def test_a_missing_driver_is_named_with_the_extra_that_has_it(kind: str, monkeyp
 
 
 @pytest.mark.parametrize(
-    "url", ["mysql://tuner:xyzzy@127.0.0.1:1", "sqlite:////no/such/folder/trials.db", "sqlite:///:memory:"]
+    ("url", "advice"),
+    [
+        ("mysql://tuner:xyzzy@127.0.0.1:1", "write mysql://USER@HOST/DATABASE"),
+        ("mariadb+pymysql://tuner:xyzzy@127.0.0.1:1/trials", "write mysql://"),
+        ("postgresql://tuner:xy@xyzzy@127.0.0.1:1/trials", "write %40 for an @"),
+        ("sqlite:////no/such/folder/trials.db", "write sqlite:///trials.db"),
+        ("sqlite:///:memory:", "write sqlite:///trials.db"),
+        ("sqlite+pysqlite:////tmp/trials.db", "write sqlite:///trials.db"),
+    ],
 )
-def test_a_database_that_cannot_be_used_is_refused_without_its_password(url: str) -> None:
-    with pytest.raises(InputError) as error:
+def test_a_database_that_cannot_be_used_is_refused_without_its_password(url: str, advice: str) -> None:
+    with pytest.raises(InputError, match=advice) as error:
         storage.database(url)
     assert "--storage" in str(error.value)
     assert "xyzzy" not in str(error.value)
+
+
+def test_the_name_of_an_sqlite_file_may_hold_any_at_signs(tmp_path: Path, write_sweep: Callable[..., Path]) -> None:
+    folder = tmp_path / "a@x" / "b@y"
+    folder.mkdir(parents=True)
+    url = f"sqlite:///{folder}/trials.db"
+    trials = Trials(load_sweep(write_sweep("at_signs", SPACE)), Store(tmp_path / "store"), url)
+    with trials.coordinating():
+        pass
+    assert (folder / "trials.db").exists()
+    assert trials.address == url
 
 
 def test_the_dashboard_opens_the_journal_of_a_sweep(tmp_path: Path, write_sweep: Callable[..., Path]) -> None:

@@ -25,6 +25,7 @@ from lit_llm.tracking.address import taken, ui_command, without_secrets
         ("http://host/a?a=1&api_key=hunter2&b=2", "http://host/a?a=1&b=2"),
         ("http://host/a?access_token=hunter2&secret=hunter3", "http://host/a"),
         ("sqlite:////tmp/a b/mlflow.db", "sqlite:////tmp/a b/mlflow.db"),
+        ("sqlite:////data/a@x/b@y.db, not http://user:p@host", "sqlite:////data/a@x/b@y.db, not http://host"),
         ("https://host/blob?sv=1&sig=hunter2", "https://host/blob?sv=1"),
         ("postgresql://host/db?user=a&pw=hunter2", "postgresql://host/db?user=a"),
         ("http://host/api?mail=me@example.org", "http://host/api?mail=me@example.org"),

@@ -29,7 +29,8 @@ class Parametrization(Section):
     base_depth: int | None = Field(None, gt=0)
     """Layers of a stack of the base model, for completep. mup ignores it, so that a study may switch `kind` alone."""
     base_head_dim: int = Field(BASE_HEAD_DIM, gt=0)
-    """head_dim of the base model. Scores are QKᵀ sqrt(base_head_dim) / head_dim: at this size those of `standard`."""
+    """head_dim of the base model's attention. Scores are QKᵀ sqrt(base_head_dim) / head_dim: at this size those of
+    `standard`. Mixers with a state have no such factor: they keep their head_dim."""
 
     @model_validator(mode="after")
     def _fits(self) -> Parametrization:
