@@ -31,8 +31,8 @@ from torch import Tensor
 from lit_llm.components.forward_context import ForwardContext, SourceInput
 from lit_llm.components.masks import AttentionMask
 from lit_llm.models.families import (
-    CausalLM,
     DecoderInputs,
+    OneRowModel,
     WithEncoder,
     document_pair,
     positions_of,
@@ -43,7 +43,7 @@ from lit_llm.models.positions import positions_read
 from lit_llm.models.resolved import ResolvedModel
 
 
-class DoubleDecoder(CausalLM, WithEncoder):
+class DoubleDecoder(OneRowModel, WithEncoder):
     """Two causal stacks, of which the second reads the first one's states of earlier blocks:
 
     x ─┬─ drop ─ encoder ─▶ states of earlier blocks ─┐

@@ -74,7 +74,7 @@ def _positions_table(config: ResolvedModel, width: int) -> LearnedPositions | No
 
 
 class DecoderInputs(TypedDict, total=False):
-    """Optional inputs of a `CausalLM` about the rows of its tokens."""
+    """Optional inputs of a `OneRowModel` about the rows of its tokens."""
 
     prefix_length: int | Tensor | None
     """Number of a row's first tokens that also see each other."""
@@ -90,7 +90,7 @@ class DecoderInputs(TypedDict, total=False):
     """Boolean, in place of `prefix_length`: tokens that all tokens of the same document see."""
 
 
-class CausalLM(LanguageModel):
+class OneRowModel(LanguageModel):
     """Base class of the families that read one row and predict the next token after each of its tokens."""
 
     @abstractmethod
@@ -111,7 +111,7 @@ class CausalLM(LanguageModel):
         return self.logits(hidden_BTD)
 
 
-class DecoderOnly(CausalLM):
+class DecoderOnly(OneRowModel):
     """DecLLM: embedding ─ drop ─ decoder ─ unembedding."""
 
     def hidden(self, tokens_BT: Tensor, **inputs: Unpack[DecoderInputs]) -> Tensor:
