@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from lit_llm.evaluation.config import EvaluateConfig, ValidationConfig
-from lit_llm.models.positions import beyond_table
+from lit_llm.models.positions import positions_read, too_few_positions
 from lit_llm.models.resolved import ResolvedModel
 from lit_llm.objectives.base import AnyObjective, Lengths
 from lit_llm.objectives.config import Objective
@@ -33,7 +33,7 @@ def teacher_problem(teacher: ResolvedModel, objective: Objective, length: int) -
 
 def finetuning_problems(model: ResolvedModel, input_length: int, target_length: int) -> Iterator[tuple[str, str]]:
     """(key, message) of an example that the table is too short for."""
-    if problem := beyond_table(model, input_length, target_length):
+    if problem := _first_problem(model, [Lengths(input_length, target_length)]):
         example = f"finetune.data.input_length {input_length} and target_length {target_length}"
         yield ROWS, f"an example of {example}: {problem}"
 
@@ -57,7 +57,7 @@ def evaluation_problems(
     if attention := evaluate.attention:
         window = attention.sequence_length or length
         source = attention.split(window)
-        if problem := beyond_table(model, source, window - source):
+        if problem := _first_problem(model, [Lengths(source, window - source)]):
             yield "attention.sequence_length", f"a window of {window} tokens: {problem}"
     if tasks := evaluate.tasks:
         most = tasks.max_length or length
@@ -75,5 +75,8 @@ def _opened(examples: Iterable[Lengths], opening: int) -> list[Lengths]:
 
 
 def _first_problem(model: ResolvedModel, examples: Iterable[Lengths]) -> str:
-    problems = (beyond_table(model, int(source), int(target + given)) for source, target, given in examples)
-    return next(filter(None, problems), "")
+    return next(filter(None, (too_few_positions(model, _positions(model, example)) for example in examples)), "")
+
+
+def _positions(model: ResolvedModel, example: Lengths) -> int:
+    return positions_read(model, int(example.source), int(example.target + example.given))

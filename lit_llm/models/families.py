@@ -14,6 +14,7 @@ from lit_llm.components.few_rows import Linear
 from lit_llm.components.forward_context import ForwardContext, SourceInput
 from lit_llm.components.masks import AttentionMask
 from lit_llm.components.norm.module import Norm
+from lit_llm.models.positions import too_few_positions
 from lit_llm.models.resolved import ResolvedModel
 from lit_llm.models.scaling import embedding_multiplier, output_multiplier
 from lit_llm.models.stacks import Stack
@@ -278,10 +279,10 @@ def refuse_open(config: ResolvedModel, prefix: int | Tensor | None) -> None:
         raise ValueError(f"{config.causal_only}: a token cannot see later ones; leave its prefix causal")
 
 
-def refuse_beyond_table(config: ResolvedModel, tokens: int) -> None:
+def refuse_beyond_table(config: ResolvedModel, positions: int) -> None:
     """Raise ValueError for more positions than the model has learned."""
-    if (rows := config.embedding.max_positions) is not None and tokens > rows:
-        raise ValueError(f"{tokens} positions; the model has learned {rows} (embedding.max_positions)")
+    if problem := too_few_positions(config, positions):
+        raise ValueError(problem)
 
 
 def positions_of(tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:

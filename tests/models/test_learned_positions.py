@@ -170,7 +170,7 @@ def test_a_text_needs_the_positions_that_its_tokens_have(family, overrides, sour
     ],
 )
 def test_a_pass_over_more_tokens_than_positions_is_refused(family, overrides, inputs):
-    with pytest.raises(ValueError, match=r"has learned 20 \(embedding.max_positions\)"):
+    with pytest.raises(ValueError, match=r"the model learns 20 \(model.embedding.max_positions\)"):
         build(family, *overrides)(*(ids(1, length) for length in inputs))
 
 
@@ -185,7 +185,7 @@ def test_generation_fills_the_table_and_goes_no_further(family):
     found = generate(model, prompts, max_new_tokens=6, stop=(stop,), batch_size=2)
     for tokens, answer in zip(free, found, strict=True):
         assert answer.tokens == (tokens[: tokens.index(stop)] if stop in tokens else tokens)
-    with pytest.raises(ValueError, match="max_new_tokens: 7 after a prompt of 12 tokens: 19 positions are needed"):
+    with pytest.raises(ValueError, match="max_new_tokens: a prompt of 12 tokens with 7 more: 19 positions are needed"):
         generate(model, prompts, max_new_tokens=7)
     with pytest.raises(ValueError, match="a prompt of 12 tokens with 7 more: 19 positions"):
         prefill(model, prompts, max_new_tokens=7)
