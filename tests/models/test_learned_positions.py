@@ -196,6 +196,24 @@ def test_generation_fills_the_table_and_goes_no_further(family):
         decoding.step(torch.tensor([2]))
 
 
+@pytest.mark.parametrize(("positions", "other"), [(CONTINUOUS, RESTART), (RESTART, CONTINUOUS)])
+def test_an_adapted_model_generates_at_its_own_positions_and_not_at_its_sources(positions, other):
+    """Judge: the whole forward pass for each token. The same tables at the source's positions give other logits."""
+    source = recomputation.build("redllm", *other, "attention.rope=none")
+    target = recomputation.build("redllm", *positions, "attention.rope=none")
+    adaptation = adaptation_of(target.config, {"encoder": source.config, "decoder": source.config})
+    assert not adaptation.newly_initialised
+    given = source.state_dict()
+    target.load_state_dict({name: given[origin] for name, (_, origin) in adaptation.taken.items()})
+    prompts = [[5, 9, 13, 2], [4, 17, 60, 8, 3, 3, 12]]
+    answers = generate(target, prompts, max_new_tokens=6, stop=())
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert list(answer.tokens) == recomputation.recomputed(target, prompt, 6)[0]
+        assert not torch.allclose(
+            recomputation.next_logits(target, prompt, []), recomputation.next_logits(source, prompt, [])
+        )
+
+
 def test_lit_llm_generate_refuses_a_longer_text_as_wrong_input():
     model = build("decllm", *CONTINUOUS, "vocabulary=300")
     with pytest.raises(InputError, match="a prompt of 12 tokens with 9 more: 21 positions are needed"):
