@@ -24,11 +24,19 @@ def pretraining_problems(
         yield ROWS, f"a window of pretrain.data.sequence_length {length}: {problem}"
 
 
-def teacher_problem(teacher: ResolvedModel, objective: Objective, length: int) -> str:
-    """Message for a teacher that has too few positions, or ''. Its rows are padded to the longest of both parts."""
+def teacher_problem(teacher: ResolvedModel, source: str, objective: Objective, length: int) -> str:
+    """Message for a teacher that has too few positions, or ''. source: the place of its table's length.
+
+    Its rows are padded to the longest of both parts.
+    """
     longest = Lengths(*(max(part) for part in zip(*objective.extremes(length), strict=True)))
-    problem = _first_problem(teacher, [longest])
-    return f"the teacher reads source and target as one text: {problem}" if problem else ""
+    rows = teacher.embedding.max_positions
+    if rows is None or (needed := _positions(teacher, longest)) <= rows:
+        return ""
+    return (
+        f"the teacher has learned {rows} positions ({source}), and reads source and target as one text of up to "
+        f"{needed}, padding included; use a teacher with more positions, or a shorter pretrain.data.sequence_length"
+    )
 
 
 def finetuning_problems(model: ResolvedModel, input_length: int, target_length: int) -> Iterator[tuple[str, str]]:

@@ -223,9 +223,7 @@ def _adaptation_problems(pretrained: Pretrained, adapt: AdaptConfig) -> Iterator
         yield "adapt.distill", "the teacher reads source and target as one causal text: it has to be a causal decoder"
     elif adapt.distill and target.family == "encoder_only":
         yield "adapt.distill", "a causal teacher has no distribution over a masked token; leave it out"
-    elif adapt.distill and (
-        too_long := teacher_problem(teacher, pretrained.pretrain.objective, pretrained.pretrain.data.sequence_length)
-    ):
+    elif adapt.distill and (too_long := _teacher_beyond_table(pretrained, adapt)):
         yield "adapt.distill", too_long
     elif adapt.distill and isinstance(source := adapt.sides["decoder"], Pretrained):
         yield from _teacher_problems(pretrained.pretrain, source.pretrain)
@@ -250,6 +248,15 @@ def _teacher_problems(student: PretrainConfig, teacher: PretrainConfig) -> Itera
 
 
 Pretrained.model_rebuild()
+
+def _teacher_beyond_table(pretrained: Pretrained, adapt: AdaptConfig) -> str:
+    """Message for a teacher with fewer learned positions than the texts of the pretraining have, or ''."""
+    given, place = adapt.sides["decoder"], "adapt.from.decoder" if isinstance(adapt.source, Sides) else "adapt.from"
+    rows = "embedding.max_positions"
+    source = f"{rows} in {given.checkpoint}/model.yaml" if isinstance(given, Checkpoint) else f"{place}.model.{rows}"
+    data = pretrained.pretrain
+    return teacher_problem(adapt.models["decoder"], source, data.objective, data.data.sequence_length)
+
 
 
 class Experiment(Pretrained):
