@@ -1,8 +1,9 @@
-"""Texts of an experiment that are longer than a table of learned positions. Loads no torch."""
+"""Texts that are longer than a table of learned positions, or than its trained part. Loads no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from lit_llm.evaluation.config import EvaluateConfig, ValidationConfig
 from lit_llm.models.positions import positions_read, too_few_positions
@@ -46,30 +47,53 @@ def finetuning_problems(model: ResolvedModel, input_length: int, target_length: 
         yield ROWS, f"an example of {example}: {problem}"
 
 
+def positions_trained(model: ResolvedModel, examples: Iterable[Lengths]) -> int:
+    """Positions that the longest of these training examples reads."""
+    return max(_positions(model, example) for example in examples)
+
+
+class TrainedTexts(NamedTuple):
+    """Texts that the stages of an experiment train on."""
+
+    window: int
+    """Tokens of a window of the pretraining."""
+    objective: Objective
+    """Objective of the pretraining."""
+    positions: int
+    """Learned positions that the pretraining trains."""
+    example: Lengths | None
+    """Longest example of the finetuning; None without one."""
+
+
 def evaluation_problems(
-    model: ResolvedModel, evaluate: EvaluateConfig, objective: Objective, length: int
+    model: ResolvedModel, evaluate: EvaluateConfig, texts: TrainedTexts
 ) -> Iterator[tuple[str, str]]:
-    """(key in `evaluate`, message) of texts that the table is too short for. length: tokens of a training window."""
-    opening = _opening(model, objective, length) if "pretrain" in evaluate.after else 0
+    """(key in `evaluate`, message) of texts that need positions without a row, or with an untrained row."""
+    length, example, trained = texts.window, texts.example, texts.positions
+    before_finetuning = "pretrain" in evaluate.after
+    opening = _opening(model, texts.objective, length) if before_finetuning else 0
+    if example and not before_finetuning:
+        trained = max(trained, _positions(model, example))
+    if evaluate.examples and example and (problem := _first_problem(model, [example], trained)):
+        yield "examples", f"an example of finetune.data of {int(example.read)} tokens: {problem}"
     if likelihood := evaluate.likelihood:
         cut, prefix = likelihood.span(length)
-        if problem := _first_problem(model, _opened([Lengths(prefix, cut - prefix)], opening)):
+        if problem := _first_problem(model, _opened([Lengths(prefix, cut - prefix)], opening), trained):
             yield "likelihood.length", f"a document of {cut} tokens: {problem}"
     if extrapolation := evaluate.extrapolation:
         longest = max(extrapolation.lengths) * length
         prefixes = extrapolation.prefix_lengths(length)
-        if problem := _first_problem(
-            model, _opened([Lengths(prefix, longest - prefix) for prefix in prefixes], opening)
-        ):
+        windows = [Lengths(prefix, longest - prefix) for prefix in prefixes]
+        if problem := _first_problem(model, _opened(windows, opening), trained):
             yield "extrapolation.lengths", f"{max(extrapolation.lengths)} windows of {length} tokens: {problem}"
     if attention := evaluate.attention:
         window = attention.sequence_length or length
         source = attention.split(window)
-        if problem := _first_problem(model, [Lengths(source, window - source)]):
+        if problem := _first_problem(model, [Lengths(source, window - source)], trained):
             yield "attention.sequence_length", f"a window of {window} tokens: {problem}"
     if tasks := evaluate.tasks:
         most = tasks.max_length or length
-        if problem := _first_problem(model, [Lengths(most - 1, 1), Lengths(0, most)]):
+        if problem := _first_problem(model, [Lengths(most - 1, 1), Lengths(0, most)], trained):
             yield "tasks.max_length", f"a question and its answer of {most} tokens: {problem}"
 
 
@@ -82,8 +106,18 @@ def _opened(examples: Iterable[Lengths], opening: int) -> list[Lengths]:
     return [example._replace(source=example.source + opening) for example in examples]
 
 
-def _first_problem(model: ResolvedModel, examples: Iterable[Lengths]) -> str:
-    return next(filter(None, (too_few_positions(model, _positions(model, example)) for example in examples)), "")
+def _first_problem(model: ResolvedModel, examples: Iterable[Lengths], trained: int | None = None) -> str:
+    """Message for the first example without a row, or a trained one, for each of its tokens, or ''."""
+    rows = model.embedding.max_positions
+    for needed in (_positions(model, example) for example in examples if rows):
+        if problem := too_few_positions(model, needed):
+            return problem
+        if trained is not None and needed > trained:
+            return (
+                f"{needed} positions are needed, and the longest text of the training has {trained}: the other rows of "
+                "model.embedding.max_positions stay as they were drawn; evaluate shorter texts, or train on longer ones"
+            )
+    return ""
 
 
 def _positions(model: ResolvedModel, example: Lengths) -> int:

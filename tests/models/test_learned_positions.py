@@ -222,24 +222,73 @@ def test_lit_llm_generate_refuses_a_longer_text_as_wrong_input():
         next(stream_text(model, Bytes(), "a" * 12, 9, Sampling()))
 
 
-def test_texts_that_are_longer_than_the_table_are_refused_before_a_run():
-    window = load_experiment("redllm-tiny").pretrain.data.sequence_length
-    learned = [
-        "model.embedding.positions=continuous",
-        "evaluate.extrapolation.lengths=[1, 2]",
-        "evaluate.tasks.names=[x]",
-    ]
-    load_experiment("redllm-tiny", [*learned, f"model.embedding.max_positions={2 * window}"])
+def problems(preset, *overrides):
+    """{key: message} of an experiment that is refused."""
     with pytest.raises(InputError) as error:
-        load_experiment("redllm-tiny", [*learned, f"model.embedding.max_positions={window}"])
-    by_key = {problem.key: problem.message for problem in error.value.problems}
-    learns = f"positions are needed, and the model learns {window} (model.embedding.max_positions)"
-    assert by_key == {
-        "evaluate.extrapolation.lengths": f"2 windows of {window} tokens: {2 * window} {learns}",
-        "evaluate.tasks.max_length": f"a question and its answer of {window} tokens: {window + 1} {learns}",
+        load_experiment(preset, [*overrides])
+    return {problem.key: problem.message for problem in error.value.problems}
+
+
+WINDOW = 128
+"""Tokens of a training window of the tiny presets."""
+LEARNED = ["model.embedding.positions=continuous", "evaluate.extrapolation.lengths=[1, 2]"]
+
+
+def test_texts_that_are_longer_than_the_table_are_refused_before_a_run():
+    rows = f"model.embedding.max_positions={WINDOW}"
+    learns = f"positions are needed, and the model learns {WINDOW} (model.embedding.max_positions)"
+    assert problems("redllm-tiny", *LEARNED, rows, "evaluate.tasks.names=[x]") == {
+        "evaluate.extrapolation.lengths": f"2 windows of {WINDOW} tokens: {2 * WINDOW} {learns}",
+        "evaluate.tasks.max_length": f"a question and its answer of {WINDOW} tokens: {WINDOW + 1} {learns}",
     }
-    with pytest.raises(InputError, match=f"sequence_length {window}: {window} positions are needed"):
-        load_experiment("redllm-tiny", [learned[0], "model.embedding.max_positions=3"])
+    load_experiment("redllm-tiny", [LEARNED[0], rows, "evaluate.extrapolation.lengths=[1]"])
+    with pytest.raises(InputError, match=f"sequence_length {WINDOW}: {WINDOW} positions are needed"):
+        load_experiment("redllm-tiny", [LEARNED[0], "model.embedding.max_positions=3"])
+
+
+def test_texts_that_are_longer_than_all_of_the_training_are_refused_where_the_table_has_rows_for_them():
+    """Those rows are as they were drawn. Judge: the lengths of the windows and of the finetuning's examples."""
+    rows = f"model.embedding.max_positions={4 * WINDOW}"
+    asked = [*LEARNED, rows, f"evaluate.likelihood.length={WINDOW + 1}", "evaluate.attention.sequence_length=150"]
+    found = problems("decllm-tiny", *asked, f"evaluate.tasks={{names: [x], max_length: {WINDOW + 2}}}")
+    untrained = f"and the longest text of the training has {WINDOW}: the other rows"
+    needed = {"likelihood.length": 129, "extrapolation.lengths": 256, "attention.sequence_length": 150}
+    needed["tasks.max_length"] = 130
+    assert set(found) == {f"evaluate.{key}" for key in needed}
+    for key, positions in needed.items():
+        assert f"{positions} positions are needed, {untrained}" in found[f"evaluate.{key}"]
+    # Half of a window is the longest target: more of it is untrained in the decoder's table that restarts there.
+    restart = ["model.embedding.positions=restart", rows, "evaluate.extrapolation.lengths=[1]"]
+    assert [*problems("redllm-tiny", *restart)] == ["evaluate.extrapolation.lengths"]
+    load_experiment("redllm-tiny", [*restart, "evaluate.extrapolation.prefixes=[half]"])
+
+
+def test_a_longer_finetuning_trains_the_rows_of_the_evaluations_after_it_alone(tmp_path):
+    rows = f"model.embedding.max_positions={4 * WINDOW}"
+    tuned = ["evaluate.extrapolation.lengths=[1, 2]", "evaluate.examples={}", "finetune.data.input_length=200"]
+    asked = [LEARNED[0], rows, *tuned, "finetune.data.target_length=56"]
+    path = tmp_path / "tuned.yaml"
+    path.write_text("extends: [decllm-tiny, _glosses]\n")
+    assert {*problems(path, *asked)} == {"evaluate.extrapolation.lengths", "evaluate.examples"}
+    load_experiment(path, [*asked, "evaluate.after=[finetune]"])
+
+
+def test_an_adapted_table_was_trained_by_its_source():
+    adapted = [*LEARNED, f"model.embedding.max_positions={2 * WINDOW}"]
+    source = f"{{extends: decllm-tiny, pretrain: {{data: {{sequence_length: {2 * WINDOW}}}}}}}"
+    load_experiment("decllm-tiny", [*adapted, f"adapt.from={source}"])
+    assert [*problems("decllm-tiny", *adapted, "adapt.from=decllm-tiny")] == ["evaluate.extrapolation.lengths"]
+
+
+def test_a_teacher_with_too_few_positions_is_named_with_its_key():
+    teacher = "{extends: decllm-tiny, model: {embedding: {positions: continuous, max_positions: 60}}, "
+    teacher += "pretrain: {data: {sequence_length: 60}}}"
+    (found,) = problems("decllm-tiny", f"adapt.from={teacher}", "adapt.distill={}").items()
+    assert found[0] == "adapt.distill"
+    assert found[1].startswith(
+        f"the teacher has learned 60 positions (adapt.from.model.embedding.max_positions), and reads source and target "
+        f"as one text of up to {WINDOW}, padding included"
+    )
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------
