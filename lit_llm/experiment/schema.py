@@ -12,8 +12,10 @@ from lit_llm.config.section import Section, config_error
 from lit_llm.data.config import identity_of, never_equal
 from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig
 from lit_llm.experiment.learned_positions import (
+    TrainedTexts,
     evaluation_problems,
     finetuning_problems,
+    positions_trained,
     pretraining_problems,
     teacher_problem,
 )
@@ -26,9 +28,10 @@ from lit_llm.experiment.training_sections import (
 )
 from lit_llm.models.adapt import Adaptation, Side, adaptation_of, problem_of
 from lit_llm.models.config import ModelConfig
+from lit_llm.models.parameters import parameter_shapes
 from lit_llm.models.resolve import resolve_model
 from lit_llm.models.resolved import ResolvedModel, not_analysed
-from lit_llm.objectives.base import described
+from lit_llm.objectives.base import Lengths, described
 from lit_llm.objectives.config import (
     CausalLM,
     continues,
@@ -87,6 +90,18 @@ class Pretrained(Section):
             yield from _adaptation_problems(self, self.adapt)
 
     @property
+    def positions_trained(self) -> int:
+        """Learned positions that the pretraining's texts read, or that its sources have trained."""
+        model = resolve_model(self.model)
+        trained = positions_trained(model, self.pretrain.objective.extremes(self.pretrain.data.sequence_length))
+        if model.embedding.max_positions is None or self.adapt is None or problem_of(model, self.adapt.models):
+            return trained
+        tables = [name for name in parameter_shapes(model) if name.endswith("position_embedding.weight")]
+        origins = [self.adaptation.taken.get(name) for name in tables]
+        given = [0 if origin is None else self.adapt.sides[origin[0]].positions_trained for origin in origins]
+        return max(trained, min(given))
+
+    @property
     def adaptation(self) -> Adaptation:
         """Source of each parameter of an adapted model."""
         assert self.adapt is not None
@@ -113,6 +128,11 @@ class Checkpoint(Section):
     """The network in `model.yaml`."""
     tokenizer: str | None = Field(None, exclude_if=lambda value: value is None)
     """Identity of the tokenizer that `model.yaml` names; absent where it names none, so that it cannot be compared."""
+
+    @property
+    def positions_trained(self) -> int:
+        """Learned positions; all of them, since the texts of its training are unknown."""
+        return self.model.embedding.max_positions or 0
 
 
 class _OrAName:
@@ -223,12 +243,19 @@ def _adaptation_problems(pretrained: Pretrained, adapt: AdaptConfig) -> Iterator
         yield "adapt.distill", "the teacher reads source and target as one causal text: it has to be a causal decoder"
     elif adapt.distill and target.family == "encoder_only":
         yield "adapt.distill", "a causal teacher has no distribution over a masked token; leave it out"
-    elif adapt.distill and (
-        too_long := teacher_problem(teacher, pretrained.pretrain.objective, pretrained.pretrain.data.sequence_length)
-    ):
+    elif adapt.distill and (too_long := _teacher_beyond_table(pretrained, adapt)):
         yield "adapt.distill", too_long
     elif adapt.distill and isinstance(source := adapt.sides["decoder"], Pretrained):
         yield from _teacher_problems(pretrained.pretrain, source.pretrain)
+
+
+def _teacher_beyond_table(pretrained: Pretrained, adapt: AdaptConfig) -> str:
+    """Message for a teacher with fewer learned positions than the texts of the pretraining have, or ''."""
+    given, place = adapt.sides["decoder"], "adapt.from.decoder" if isinstance(adapt.source, Sides) else "adapt.from"
+    rows = "embedding.max_positions"
+    source = f"{rows} in {given.checkpoint}/model.yaml" if isinstance(given, Checkpoint) else f"{place}.model.{rows}"
+    data = pretrained.pretrain
+    return teacher_problem(adapt.models["decoder"], source, data.objective, data.data.sequence_length)
 
 
 def _teacher_problems(student: PretrainConfig, teacher: PretrainConfig) -> Iterator[tuple[str, str]]:
@@ -276,7 +303,9 @@ class Experiment(Pretrained):
         if self.evaluate is not None:
             length = self.pretrain.data.sequence_length
             problems = self.evaluate.problems(length)
-            problems += evaluation_problems(resolve_model(self.model), self.evaluate, self.pretrain.objective, length)
+            tuned = self.finetune and Lengths(self.finetune.data.input_length, self.finetune.data.target_length)
+            trained = TrainedTexts(length, self.pretrain.objective, self.positions_trained, tuned)
+            problems += evaluation_problems(resolve_model(self.model), self.evaluate, trained)
             findings += [(f"evaluate.{key}", message) for key, message in problems]
         if self.evaluate is not None and not self.evaluated:
             message = "finetune is to be evaluated, and there is no such section; add it, or evaluate after pretrain"

@@ -38,7 +38,7 @@ from lit_llm.components.kv_cache import CacheLengths, KeyValues, StackCache, Two
 from lit_llm.components.masks import AttentionMask
 from lit_llm.models.double_decoder import DoubleDecoder
 from lit_llm.models.families import DecoderOnly, EncoderDecoder, LanguageModel, refuse_open
-from lit_llm.models.positions import beyond_table
+from lit_llm.models.positions import prompt_beyond_table
 from lit_llm.models.stacks import Block
 
 Prefix = Literal["causal", "bidirectional"]
@@ -77,7 +77,8 @@ class Decoding(ABC):
         be read once more, since `stream` does so with rows that have ended; its logits have no meaning.
         """
         for text in self._texts() if self.model.config.embedding.max_positions else ():
-            _refuse_beyond_table(self.model, *text)
+            if problem := prompt_beyond_table(self.model.config, *text):
+                raise ValueError(problem)
         with few_rows():
             positions = self._positions()
             x_B1D = self.model.embed(tokens_B[:, None], positions)
@@ -318,7 +319,8 @@ def prefill(
         ValueError: The model generates no text, or a text is longer than its table of learned positions.
     """
     for prompt in prompts:
-        _refuse_beyond_table(model, len(prompt), max(1, max_new_tokens))
+        if problem := prompt_beyond_table(model.config, len(prompt), max(1, max_new_tokens)):
+            raise ValueError(problem)
     if isinstance(model, DoubleDecoder):
         return _DoubleDecoder(model, prompts, begin, max_new_tokens)
     if isinstance(model, EncoderDecoder):
@@ -326,11 +328,6 @@ def prefill(
     if not isinstance(model, DecoderOnly):
         raise ValueError(f"a model of the family {model.config.family} generates no text")
     return _DecoderOnly(model, prompts, prefix, begin, max_new_tokens)
-
-
-def _refuse_beyond_table(model: LanguageModel, source: int, target: int) -> None:
-    if problem := beyond_table(model.config, source, target):
-        raise ValueError(f"a prompt of {source} tokens with {target} more: {problem}")
 
 
 def _prompt_mask(rows: CacheLengths, prefix: Prefix) -> AttentionMask:

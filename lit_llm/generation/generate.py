@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_llm.generation.decoding import Decoding, Prefix, prefill
 from lit_llm.generation.sampling import Sampling, choose
 from lit_llm.models.families import LanguageModel
-from lit_llm.models.positions import beyond_table
+from lit_llm.models.positions import prompt_beyond_table
 
 
 @dataclass
@@ -195,8 +195,8 @@ def _check(
 ) -> None:
     vocabulary = model.config.vocabulary
     longest = max(map(len, prompts), default=0)
-    if prompts and (problem := beyond_table(model.config, longest, max_new_tokens)):
-        raise ValueError(f"max_new_tokens: {max_new_tokens} after a prompt of {longest} tokens: {problem}")
+    if prompts and (problem := prompt_beyond_table(model.config, longest, max_new_tokens)):
+        raise ValueError(f"max_new_tokens: {problem}")
     for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"{name}: {number} is too few; at least 1")

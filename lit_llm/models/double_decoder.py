@@ -31,18 +31,19 @@ from torch import Tensor
 from lit_llm.components.forward_context import ForwardContext, SourceInput
 from lit_llm.components.masks import AttentionMask
 from lit_llm.models.families import (
-    CausalLM,
     DecoderInputs,
+    OneRowModel,
     WithEncoder,
     document_pair,
     positions_of,
     refuse_beyond_table,
     refuse_open,
 )
+from lit_llm.models.positions import positions_read
 from lit_llm.models.resolved import ResolvedModel
 
 
-class DoubleDecoder(CausalLM, WithEncoder):
+class DoubleDecoder(OneRowModel, WithEncoder):
     """Two causal stacks, of which the second reads the first one's states of earlier blocks:
 
     x ─┬─ drop ─ encoder ─▶ states of earlier blocks ─┐
@@ -59,7 +60,8 @@ class DoubleDecoder(CausalLM, WithEncoder):
         self, tokens_BS: Tensor, documents_BS: Tensor | None = None, positions_BS: Tensor | None = None
     ) -> Tensor:
         """B x S ids -> B x S x D."""
-        refuse_beyond_table(self.config, tokens_BS.shape[1])
+        if positions_BS is None:  # where positions begin anew in a row, a row may be longer than the table
+            refuse_beyond_table(self.config, tokens_BS.shape[1])
         position = positions_of(tokens_BS, positions_BS)
         x_BSD = self.embed_source(tokens_BS, position)
         mask = AttentionMask(causal=True, documents=document_pair(documents_BS, documents_BS))
@@ -75,6 +77,8 @@ class DoubleDecoder(CausalLM, WithEncoder):
         refuse_open(self.config, prefix if opened is None else opened)
         documents_BT, positions_BT = inputs.get("documents_BT"), inputs.get("positions_BT")
         position, tokens = positions_of(tokens_BT, positions_BT), tokens_BT.shape[1]
+        # The last block of an example in a shared row may have positions beyond the encoder's table: nobody reads it.
+        refuse_beyond_table(self.config, positions_read(self.config, 0, tokens))
         block_BT = torch.atleast_2d(position // self.block)
         # Where positions begin anew in a row, later blocks may read any of its tokens.
         read = int(self.config.read_by_encoder(tokens)) if positions_BT is None else tokens
@@ -88,8 +92,6 @@ class DoubleDecoder(CausalLM, WithEncoder):
         source_mask = AttentionMask(documents=document_pair(documents_BT, documents_BS), blocks=earlier)
         within = position % self.block
         positions = {"self": within, "restart": within, "source": source_position, "continuous": position}
-        goes_on = self.config.embedding.positions == "continuous"
-        refuse_beyond_table(self.config, tokens if goes_on else min(tokens, self.block))
         x_BTD = self.embed(tokens_BT, positions)
         context = ForwardContext(x_BTD, mask, positions, SourceInput(source_mask, read, encoder_BSD))
         return cast(Tensor, self.decoder(x_BTD, context))

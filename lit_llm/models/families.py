@@ -14,6 +14,7 @@ from lit_llm.components.few_rows import Linear
 from lit_llm.components.forward_context import ForwardContext, SourceInput
 from lit_llm.components.masks import AttentionMask
 from lit_llm.components.norm.module import Norm
+from lit_llm.models.positions import too_few_positions
 from lit_llm.models.resolved import ResolvedModel
 from lit_llm.models.scaling import embedding_multiplier, output_multiplier
 from lit_llm.models.stacks import Stack
@@ -74,7 +75,7 @@ def _positions_table(config: ResolvedModel, width: int) -> LearnedPositions | No
 
 
 class DecoderInputs(TypedDict, total=False):
-    """Optional inputs of a `CausalLM` about the rows of its tokens."""
+    """Optional inputs of a `OneRowModel` about the rows of its tokens."""
 
     prefix_length: int | Tensor | None
     """Number of a row's first tokens that also see each other."""
@@ -90,7 +91,7 @@ class DecoderInputs(TypedDict, total=False):
     """Boolean, in place of `prefix_length`: tokens that all tokens of the same document see."""
 
 
-class CausalLM(LanguageModel):
+class OneRowModel(LanguageModel):
     """Base class of the families that read one row and predict the next token after each of its tokens."""
 
     @abstractmethod
@@ -111,7 +112,7 @@ class CausalLM(LanguageModel):
         return self.logits(hidden_BTD)
 
 
-class DecoderOnly(CausalLM):
+class DecoderOnly(OneRowModel):
     """DecLLM: embedding ─ drop ─ decoder ─ unembedding."""
 
     def hidden(self, tokens_BT: Tensor, **inputs: Unpack[DecoderInputs]) -> Tensor:
@@ -278,10 +279,10 @@ def refuse_open(config: ResolvedModel, prefix: int | Tensor | None) -> None:
         raise ValueError(f"{config.causal_only}: a token cannot see later ones; leave its prefix causal")
 
 
-def refuse_beyond_table(config: ResolvedModel, tokens: int) -> None:
+def refuse_beyond_table(config: ResolvedModel, positions: int) -> None:
     """Raise ValueError for more positions than the model has learned."""
-    if (rows := config.embedding.max_positions) is not None and tokens > rows:
-        raise ValueError(f"{tokens} positions; the model has learned {rows} (embedding.max_positions)")
+    if problem := too_few_positions(config, positions):
+        raise ValueError(problem)
 
 
 def positions_of(tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:

@@ -21,9 +21,15 @@ def positions_read(model: ResolvedModel, source: int, target: int) -> int:
     return row
 
 
-def beyond_table(model: ResolvedModel, source: int, target: int) -> str:
-    """Reason why this model has no position for a token of such a source and target, or ''."""
+def too_few_positions(model: ResolvedModel, needed: int) -> str:
+    """Message for a model that learns fewer positions than are needed, or ''."""
     rows = model.embedding.max_positions
-    if rows is None or (needed := positions_read(model, source, target)) <= rows:
+    if rows is None or needed <= rows:
         return ""
     return f"{needed} positions are needed, and the model learns {rows} (model.embedding.max_positions)"
+
+
+def prompt_beyond_table(model: ResolvedModel, prompt: int, more: int) -> str:
+    """Message for a prompt that leaves no learned positions for so many more tokens, or ''."""
+    problem = too_few_positions(model, positions_read(model, prompt, more))
+    return problem and f"a prompt of {prompt} tokens with {more} more: {problem}; ask for fewer tokens"

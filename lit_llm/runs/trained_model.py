@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.schema import Experiment
-from lit_llm.models.positions import beyond_table
+from lit_llm.models.positions import prompt_beyond_table
 from lit_llm.objectives.config import BOS, MasksConfig, continues
 from lit_llm.runs.stage_config import StageConfig, load_stage_config
 from lit_llm.runs.stage_graph import PRETRAINS
@@ -118,8 +118,8 @@ def stream_text(
 def _refuse_beyond_table(model: LanguageModel, prompts: Sequence[Sequence[int]], more: int) -> None:
     """Raise InputError for a prompt that leaves no learned positions for so many more tokens."""
     longest = max(map(len, prompts), default=0)
-    if problem := beyond_table(model.config, longest, more):
-        raise InputError(Problem(f"a prompt of {longest} tokens with {more} more: {problem}; ask for fewer tokens"))
+    if problem := prompt_beyond_table(model.config, longest, more):
+        raise InputError(Problem(problem))
 
 
 def export_finished(store: Store, fingerprint: str, out: Path) -> str:

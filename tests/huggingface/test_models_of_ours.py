@@ -189,6 +189,7 @@ def test_the_token_that_ends_an_image_is_one_like_all_others(tmp_path):
             "tie_layers",
         ),
         ({**OURS["llama"], "attention": {"heads": 4, "value_residual": "fixed"}}, "value_residual"),
+        ({**OURS["llama"], "embedding": {"positions": "continuous", "max_positions": 16}}, "embedding.positions"),
         (
             {
                 **SMALL,

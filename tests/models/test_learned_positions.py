@@ -105,9 +105,18 @@ def test_without_rope_and_with_a_table_decllm_is_a_gpt2():
     assert_close(ours(tokens), peer(tokens).logits, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["decllm", "redllm", "double"])
-def test_examples_that_share_a_row_count_as_they_do_alone(family):
-    model = build(family, *CONTINUOUS, "attention.rope=none")
+@pytest.mark.parametrize(
+    ("family", "positions"),
+    [
+        ("decllm", CONTINUOUS),
+        ("redllm", CONTINUOUS),
+        ("double", CONTINUOUS),
+        # The last block of the longest example, of eleven tokens, is beyond the table: the encoder's is read by nobody.
+        ("double", [RESTART[0], "embedding.max_positions=10"]),
+    ],
+)
+def test_examples_that_share_a_row_count_as_they_do_alone(family, positions):
+    model = build(family, *positions, "attention.rope=none")
     lengths = [(2, 4), (5, 6), (3, 2)]
     sources, targets = ([ids(1, pair[side])[0].numpy() for pair in lengths] for side in (0, 1))
     kind = model.config.family
@@ -161,7 +170,7 @@ def test_a_text_needs_the_positions_that_its_tokens_have(family, overrides, sour
     ],
 )
 def test_a_pass_over_more_tokens_than_positions_is_refused(family, overrides, inputs):
-    with pytest.raises(ValueError, match=r"has learned 20 \(embedding.max_positions\)"):
+    with pytest.raises(ValueError, match=r"the model learns 20 \(model.embedding.max_positions\)"):
         build(family, *overrides)(*(ids(1, length) for length in inputs))
 
 
@@ -176,7 +185,7 @@ def test_generation_fills_the_table_and_goes_no_further(family):
     found = generate(model, prompts, max_new_tokens=6, stop=(stop,), batch_size=2)
     for tokens, answer in zip(free, found, strict=True):
         assert answer.tokens == (tokens[: tokens.index(stop)] if stop in tokens else tokens)
-    with pytest.raises(ValueError, match="max_new_tokens: 7 after a prompt of 12 tokens: 19 positions are needed"):
+    with pytest.raises(ValueError, match="max_new_tokens: a prompt of 12 tokens with 7 more: 19 positions are needed"):
         generate(model, prompts, max_new_tokens=7)
     with pytest.raises(ValueError, match="a prompt of 12 tokens with 7 more: 19 positions"):
         prefill(model, prompts, max_new_tokens=7)
@@ -187,6 +196,24 @@ def test_generation_fills_the_table_and_goes_no_further(family):
         decoding.step(torch.tensor([2]))
 
 
+@pytest.mark.parametrize(("positions", "other"), [(CONTINUOUS, RESTART), (RESTART, CONTINUOUS)])
+def test_an_adapted_model_generates_at_its_own_positions_and_not_at_its_sources(positions, other):
+    """Judge: the whole forward pass for each token. The same tables at the source's positions give other logits."""
+    source = recomputation.build("redllm", *other, "attention.rope=none")
+    target = recomputation.build("redllm", *positions, "attention.rope=none")
+    adaptation = adaptation_of(target.config, {"encoder": source.config, "decoder": source.config})
+    assert not adaptation.newly_initialised
+    given = source.state_dict()
+    target.load_state_dict({name: given[origin] for name, (_, origin) in adaptation.taken.items()})
+    prompts = [[5, 9, 13, 2], [4, 17, 60, 8, 3, 3, 12]]
+    answers = generate(target, prompts, max_new_tokens=6, stop=())
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert list(answer.tokens) == recomputation.recomputed(target, prompt, 6)[0]
+        assert not torch.allclose(
+            recomputation.next_logits(target, prompt, []), recomputation.next_logits(source, prompt, [])
+        )
+
+
 def test_lit_llm_generate_refuses_a_longer_text_as_wrong_input():
     model = build("decllm", *CONTINUOUS, "vocabulary=300")
     with pytest.raises(InputError, match="a prompt of 12 tokens with 9 more: 21 positions are needed"):
@@ -195,24 +222,73 @@ def test_lit_llm_generate_refuses_a_longer_text_as_wrong_input():
         next(stream_text(model, Bytes(), "a" * 12, 9, Sampling()))
 
 
-def test_texts_that_are_longer_than_the_table_are_refused_before_a_run():
-    window = load_experiment("redllm-tiny").pretrain.data.sequence_length
-    learned = [
-        "model.embedding.positions=continuous",
-        "evaluate.extrapolation.lengths=[1, 2]",
-        "evaluate.tasks.names=[x]",
-    ]
-    load_experiment("redllm-tiny", [*learned, f"model.embedding.max_positions={2 * window}"])
+def problems(preset, *overrides):
+    """{key: message} of an experiment that is refused."""
     with pytest.raises(InputError) as error:
-        load_experiment("redllm-tiny", [*learned, f"model.embedding.max_positions={window}"])
-    by_key = {problem.key: problem.message for problem in error.value.problems}
-    learns = f"positions are needed, and the model learns {window} (model.embedding.max_positions)"
-    assert by_key == {
-        "evaluate.extrapolation.lengths": f"2 windows of {window} tokens: {2 * window} {learns}",
-        "evaluate.tasks.max_length": f"a question and its answer of {window} tokens: {window + 1} {learns}",
+        load_experiment(preset, [*overrides])
+    return {problem.key: problem.message for problem in error.value.problems}
+
+
+WINDOW = 128
+"""Tokens of a training window of the tiny presets."""
+LEARNED = ["model.embedding.positions=continuous", "evaluate.extrapolation.lengths=[1, 2]"]
+
+
+def test_texts_that_are_longer_than_the_table_are_refused_before_a_run():
+    rows = f"model.embedding.max_positions={WINDOW}"
+    learns = f"positions are needed, and the model learns {WINDOW} (model.embedding.max_positions)"
+    assert problems("redllm-tiny", *LEARNED, rows, "evaluate.tasks.names=[x]") == {
+        "evaluate.extrapolation.lengths": f"2 windows of {WINDOW} tokens: {2 * WINDOW} {learns}",
+        "evaluate.tasks.max_length": f"a question and its answer of {WINDOW} tokens: {WINDOW + 1} {learns}",
     }
-    with pytest.raises(InputError, match=f"sequence_length {window}: {window} positions are needed"):
-        load_experiment("redllm-tiny", [learned[0], "model.embedding.max_positions=3"])
+    load_experiment("redllm-tiny", [LEARNED[0], rows, "evaluate.extrapolation.lengths=[1]"])
+    with pytest.raises(InputError, match=f"sequence_length {WINDOW}: {WINDOW} positions are needed"):
+        load_experiment("redllm-tiny", [LEARNED[0], "model.embedding.max_positions=3"])
+
+
+def test_texts_that_are_longer_than_all_of_the_training_are_refused_where_the_table_has_rows_for_them():
+    """Those rows are as they were drawn. Judge: the lengths of the windows and of the finetuning's examples."""
+    rows = f"model.embedding.max_positions={4 * WINDOW}"
+    asked = [*LEARNED, rows, f"evaluate.likelihood.length={WINDOW + 1}", "evaluate.attention.sequence_length=150"]
+    found = problems("decllm-tiny", *asked, f"evaluate.tasks={{names: [x], max_length: {WINDOW + 2}}}")
+    untrained = f"and the longest text of the training has {WINDOW}: the other rows"
+    needed = {"likelihood.length": 129, "extrapolation.lengths": 256, "attention.sequence_length": 150}
+    needed["tasks.max_length"] = 130
+    assert set(found) == {f"evaluate.{key}" for key in needed}
+    for key, positions in needed.items():
+        assert f"{positions} positions are needed, {untrained}" in found[f"evaluate.{key}"]
+    # Half of a window is the longest target: more of it is untrained in the decoder's table that restarts there.
+    restart = ["model.embedding.positions=restart", rows, "evaluate.extrapolation.lengths=[1]"]
+    assert [*problems("redllm-tiny", *restart)] == ["evaluate.extrapolation.lengths"]
+    load_experiment("redllm-tiny", [*restart, "evaluate.extrapolation.prefixes=[half]"])
+
+
+def test_a_longer_finetuning_trains_the_rows_of_the_evaluations_after_it_alone(tmp_path):
+    rows = f"model.embedding.max_positions={4 * WINDOW}"
+    tuned = ["evaluate.extrapolation.lengths=[1, 2]", "evaluate.examples={}", "finetune.data.input_length=200"]
+    asked = [LEARNED[0], rows, *tuned, "finetune.data.target_length=56"]
+    path = tmp_path / "tuned.yaml"
+    path.write_text("extends: [decllm-tiny, _glosses]\n")
+    assert {*problems(path, *asked)} == {"evaluate.extrapolation.lengths", "evaluate.examples"}
+    load_experiment(path, [*asked, "evaluate.after=[finetune]"])
+
+
+def test_an_adapted_table_was_trained_by_its_source():
+    adapted = [*LEARNED, f"model.embedding.max_positions={2 * WINDOW}"]
+    source = f"{{extends: decllm-tiny, pretrain: {{data: {{sequence_length: {2 * WINDOW}}}}}}}"
+    load_experiment("decllm-tiny", [*adapted, f"adapt.from={source}"])
+    assert [*problems("decllm-tiny", *adapted, "adapt.from=decllm-tiny")] == ["evaluate.extrapolation.lengths"]
+
+
+def test_a_teacher_with_too_few_positions_is_named_with_its_key():
+    teacher = "{extends: decllm-tiny, model: {embedding: {positions: continuous, max_positions: 60}}, "
+    teacher += "pretrain: {data: {sequence_length: 60}}}"
+    (found,) = problems("decllm-tiny", f"adapt.from={teacher}", "adapt.distill={}").items()
+    assert found[0] == "adapt.distill"
+    assert found[1].startswith(
+        f"the teacher has learned 60 positions (adapt.from.model.embedding.max_positions), and reads source and target "
+        f"as one text of up to {WINDOW}, padding included"
+    )
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------

@@ -81,7 +81,8 @@ class RecurrentMixer(LayerPart):
 
 
 class TwoWayMixer(RecurrentMixer):
-    """
+    """Base class of the mixers that read a row forwards and, in an encoder, backwards too:
+
     x ─ project ─┬─ mix forwards ──────────────────(+)─ out ─▶      (causal: forwards alone)
                  └─ turn ─ mix backwards ─ turn ───┘
 
