@@ -164,11 +164,12 @@ def _measure(one: Sized, steps: int, seed: int) -> Iterator[Coordinate]:
     probe = next(batch.micro_batches(PROBED_ROWS))
     optimizer = build_optimizer(one.experiment.pretrain.training.optimizer, model)
     set_learning_rate(optimizer.param_groups, 1.0)
-    start = _activations(model, probe)
+    routers = {module: module.weight.detach().clone() for module in model.modules() if isinstance(module, Router)}
+    start = _activations(model, probe, routers)
     for step in range(steps + 1):
         if step:
             _train(model, batch, optimizer)
-        now = _activations(model, probe) if step else start
+        now = _activations(model, probe, routers) if step else start
         for part, tensors in now.items():
             pairs = [*zip(tensors, start[part], strict=True)]
             changes = [after - before for after, before in pairs]
@@ -198,11 +199,11 @@ def _rms(tensors: Sequence[Tensor]) -> float:
 
 
 @torch.no_grad()
-def _activations(model: LanguageModel, probe: Batch) -> dict[str, list[Tensor]]:
-    """{part: its outputs}, one for each layer."""
+def _activations(model: LanguageModel, probe: Batch, routers: Mapping[Router, Tensor]) -> dict[str, list[Tensor]]:
+    """{part: its outputs}, one for each layer. routers: their matrices before training."""
     kept = defaultdict[str, list[Tensor]](list)
     model.eval()
-    with _kept_outputs(model, kept):
+    with _kept_outputs(model, kept, routers):
         hidden_BTD = model.hidden(**probe.inputs)
     places_N = probe.places[:PROBED_POSITIONS]
     logits_NV = model.logits(hidden_BTD.flatten(0, 1)[places_N])
@@ -212,7 +213,9 @@ def _activations(model: LanguageModel, probe: Batch) -> dict[str, list[Tensor]]:
 
 
 @contextmanager
-def _kept_outputs(model: LanguageModel, kept: dict[str, list[Tensor]]) -> Iterator[None]:
+def _kept_outputs(
+    model: LanguageModel, kept: dict[str, list[Tensor]], routers: Mapping[Router, Tensor]
+) -> Iterator[None]:
     """Context in which forward passes put the outputs of the parts into `kept`."""
     running = ""
     """Name of the stack whose block runs: tied stacks share the modules of their parts."""
@@ -240,8 +243,9 @@ def _kept_outputs(model: LanguageModel, kept: dict[str, list[Tensor]]) -> Iterat
 
     def keep_logits(name: str, stack: str) -> Callable[..., None]:
         def kept_logits(module: Router, inputs: Any) -> None:
-            if running == stack:
+            if running == stack:  # what the moved matrix adds shows that the router itself learns
                 kept[name].append(F.linear(inputs[0], module.weight))
+                kept[f"{name} update"].append(F.linear(inputs[0], module.weight - routers[module]))
 
         return kept_logits
 

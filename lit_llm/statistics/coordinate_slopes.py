@@ -14,6 +14,10 @@ RESIDUAL_STREAM = "residual stream"
 """End of the name of a stack's last state before its norm."""
 ROUTER = "router"
 """End of the name of the logits of a layer's router."""
+ROUTER_UPDATE = "router update"
+"""End of the name of what a router's moved matrix adds to its logits: (W - W_0) x."""
+UNALIGNED = -0.5
+"""Slope of a sum over m inputs of random sign, whose entries move by 1/m."""
 CLEAR = 0.25
 """Slope beyond which a part breaks: a factor of 1.4 for four times the size."""
 
@@ -27,11 +31,13 @@ class Slope:
     """Half of its 95% interval; None for two models, which have none."""
 
     @property
-    def clear(self) -> int:
-        """1 for a slope clearly above 0, -1 for one clearly below, else 0."""
-        if abs(self.value) <= max(CLEAR, self.half or 0.0):
-            return 0
-        return 1 if self.value > 0 else -1
+    def rises(self) -> bool:
+        """True for a slope clearly above 0."""
+        return self.value > max(CLEAR, self.half or 0.0)
+
+    def falls(self, below: float = 0.0) -> bool:
+        """True for a slope clearly below a number."""
+        return self.value < below - max(CLEAR, self.half or 0.0)
 
 
 @dataclass(frozen=True)
@@ -52,14 +58,15 @@ class PartSlopes:
         """Direction in which the part breaks with the size, or ''.
 
         Activations may fall with the size, as logits at the start do in mup: their changes may not. By depth the change
-        of the residual stream may: it is the sum of more branches, divided by their number, and begins at random. In
-        few steps those of a router may too: most of them are what its initial matrix makes of moved inputs.
+        of the residual stream may: it is the sum of more branches, divided by their number, and begins at random. That
+        of a router's logits may too: much of it is what the initial matrix makes of moved inputs. The update of its
+        matrix may fall as a sum over inputs that do not line up with it, but no faster.
         """
-        judged = [slope for slope in (self.last, self.change) if slope is not None]
-        if any(slope.clear > 0 for slope in judged):
+        if any(slope.rises for slope in (self.last, self.change) if slope is not None):
             return "grows"
         may_fall = (self.axis == "depth" and self.part.endswith(RESIDUAL_STREAM)) or self.part.endswith(ROUTER)
-        return "vanishes" if self.change is not None and self.change.clear < 0 and not may_fall else ""
+        below = UNALIGNED if self.axis == "width" and self.part.endswith(ROUTER_UPDATE) else 0.0
+        return "vanishes" if self.change is not None and self.change.falls(below) and not may_fall else ""
 
 
 def part_slopes(measured: Sequence[Coordinate]) -> list[PartSlopes]:

@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from lit_llm.components.experts.resolved import ResolvedExperts
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
@@ -69,7 +70,7 @@ def test_activations_of_tied_stacks_are_those_of_an_encoder_with_copies_of_the_d
         {name: state[name.replace("encoder.layers", "decoder.layers")] for name in untied.state_dict()}
     )
     probe = ZipfBatches(small("redllm-tiny"), "pretrain")[0]
-    found, wanted = (_activations(model, probe) for model in (tied, untied))
+    found, wanted = (_activations(model, probe, {}) for model in (tied, untied))
     assert [*found] == [*wanted]
     for part, tensors in wanted.items():
         assert len(found[part]) == len(tensors)
@@ -110,6 +111,31 @@ def test_changes_grow_with_the_width_under_standard_and_not_under_mup(case):
     assert standard["decoder residual stream"] == "grows"
     assert "grows" not in mup.values()
     assert (mup["decoder residual stream"], mup["logits"]) == ("", "")
+    assert not any(mup[part] for part in mup if part.endswith("router update"))
+
+
+ROUTER = "decoder experts router"
+
+
+@pytest.mark.slow
+def test_a_router_that_begins_at_too_much_grows_and_one_that_learns_too_slowly_vanishes(monkeypatch):
+    preset, *overrides = MODELS["experts"]
+
+    def found(more=lambda n: []):
+        return verdicts([at_width(small(preset, "mup", *overrides, *more(n)), n) for n in (32, 64, 128, 256)])
+
+    slow = found(lambda n: [f"pretrain.training.optimizer.lr_groups={{experts: {32 / n}}}"])
+    assert slow[f"{ROUTER} update"] == "vanishes"
+    # As any hidden matrix: N(0, 1 / m) in place of 1 / m^2.
+    monkeypatch.setattr(ResolvedExperts, "matrix_kind", lambda self, name: "hidden")
+    assert found()[ROUTER] == "grows"
+
+
+def test_a_routers_update_may_fall_as_a_sum_over_random_inputs_and_no_faster():
+    falling = {slope: PartSlopes("width", f"{ROUTER} update", None, None, Slope(slope, 0.1)) for slope in (-0.7, -0.8)}
+    assert [one.verdict for one in falling.values()] == ["", "vanishes"]
+    assert PartSlopes("width", ROUTER, None, None, Slope(-0.8, 0.1)).verdict == ""
+    assert PartSlopes("width", ROUTER, None, None, Slope(0.3, 0.1)).verdict == "grows"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lit_llm.report import text
 from lit_llm.report.tables.table import Table
-from lit_llm.statistics.coordinate_slopes import CLEAR, PartSlopes, Slope
+from lit_llm.statistics.coordinate_slopes import CLEAR, UNALIGNED, PartSlopes, Slope
 
 VERDICTS = {"": "", "grows": "breaks: grows", "vanishes": "breaks: change vanishes"}
 
@@ -18,7 +18,8 @@ def coordinate_tables(slopes: Sequence[PartSlopes], steps: int, name: str) -> li
         "slope of the logarithm of the root mean square over that of the size, with its 95% interval over sizes and "
         "seeds; 0: no dependence, 1: proportional",
         f"a part breaks where the slope after the steps, or that of the change, is above {CLEAR:g}, or that of the "
-        f"change below −{CLEAR:g}, and the interval excludes 0",
+        f"change below −{CLEAR:g}, and the interval excludes 0; a router's update, where its slope is so far below "
+        f"−{-UNALIGNED:g}",
     )
     tables = []
     for axis in dict.fromkeys(one.axis for one in slopes):
