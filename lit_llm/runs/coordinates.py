@@ -203,7 +203,7 @@ def _rms(tensors: Sequence[Tensor]) -> float:
 
 
 @torch.no_grad()
-def _activations(model: LanguageModel, probe: Batch, routers: Mapping[nn.Module, Tensor]) -> dict[str, list[Tensor]]:
+def _activations(model: LanguageModel, probe: Batch, routers: Mapping[Router, Tensor]) -> dict[str, list[Tensor]]:
     """{part: its outputs}, one for each layer. routers: their matrices before training."""
     kept = defaultdict[str, list[Tensor]](list)
     model.eval()
@@ -218,7 +218,7 @@ def _activations(model: LanguageModel, probe: Batch, routers: Mapping[nn.Module,
 
 @contextmanager
 def _kept_outputs(
-    model: LanguageModel, kept: dict[str, list[Tensor]], routers: Mapping[nn.Module, Tensor]
+    model: LanguageModel, kept: dict[str, list[Tensor]], routers: Mapping[Router, Tensor]
 ) -> Iterator[None]:
     """Context in which forward passes put the outputs of the parts into `kept`."""
     running = ""

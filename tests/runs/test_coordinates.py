@@ -154,17 +154,14 @@ ROUTER = "decoder experts router"
 def test_a_router_that_begins_at_too_much_grows_and_one_that_learns_too_slowly_vanishes(monkeypatch):
     preset, *overrides = MODELS["experts"]
 
-    def router(seeds, more=lambda n: []):
-        sized = [at_width(small(preset, "mup", *overrides, *more(n)), n) for n in (32, 64, 128, 256)]
-        found = verdicts(sized, 3, seeds)
-        return found[ROUTER], found[f"{ROUTER} update"]
+    def found(more=lambda n: []):
+        return verdicts([at_width(small(preset, "mup", *overrides, *more(n)), n) for n in (32, 64, 128, 256)])
 
-    assert router((0, 1)) == ("", "")
-    slow = router((0, 1), lambda n: [f"pretrain.training.optimizer.lr_groups={{experts: {32 / n}}}"])
-    assert slow[1] == "vanishes"
+    slow = found(lambda n: [f"pretrain.training.optimizer.lr_groups={{experts: {32 / n}}}"])
+    assert slow[f"{ROUTER} update"] == "vanishes"
     # As any hidden matrix: N(0, 1 / m) in place of 1 / m^2.
     monkeypatch.setattr(ResolvedExperts, "matrix_kind", lambda self, name: "hidden")
-    assert router((0, 1))[0] == "grows"
+    assert found()[ROUTER] == "grows"
 
 
 def test_a_routers_update_may_fall_as_a_sum_over_random_inputs_and_no_faster():
