@@ -298,13 +298,14 @@ class Experiment(Pretrained):
         if self.finetune is not None:
             findings += prefix_problems("finetune", self.finetune.masks, self.model)
             findings += training_problems("finetune", self.finetune.training, self.model)
-            data = self.finetune.data
-            findings += finetuning_problems(resolve_model(self.model), data.input_length, data.target_length)
+            lengths = self.finetune.data.input_length, self.finetune.data.target_length
+            findings += finetuning_problems(resolve_model(self.model), *lengths)
         if self.evaluate is not None:
             length = self.pretrain.data.sequence_length
             problems = self.evaluate.problems(length)
-            tuned = self.finetune and Lengths(self.finetune.data.input_length, self.finetune.data.target_length)
-            trained = TrainedTexts(length, self.pretrain.objective, self.positions_trained, tuned)
+            data = None if self.finetune is None else self.finetune.data
+            example = None if data is None else Lengths(data.input_length, data.target_length)
+            trained = TrainedTexts(length, self.pretrain.objective, self.positions_trained, example)
             problems += evaluation_problems(resolve_model(self.model), self.evaluate, trained)
             findings += [(f"evaluate.{key}", message) for key, message in problems]
         if self.evaluate is not None and not self.evaluated:
