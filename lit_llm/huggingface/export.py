@@ -192,7 +192,7 @@ def _set_first_token(tokenizer: Path, layout: tokenizer_file.Layout, begins: boo
         return
     content = read_json(tokenizer)
     steps = [*_offset_steps(content.get("post_processor"))]
-    if begins:
+    if begins and token is not None:
         steps.append(_template(token, layout.begin))
     content["post_processor"] = {"type": "Sequence", "processors": steps} if len(steps) > 1 else next(iter(steps), None)
     tokenizer.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
