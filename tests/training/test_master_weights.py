@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -157,9 +158,11 @@ def test_the_norm_is_taken_and_clipped_in_float32() -> None:
         lit, seen = LitModel(model_of(), TrainingConfig.model_validate(options)), []
         step = MasterWeights.step
 
-        def look(self: MasterWeights, closure: object = None) -> object:
+        def look(self: MasterWeights, closure: Callable[[], object]) -> object:
+            loss = closure()  # the forward and backward pass, and the clipping
             seen.extend(master.grad.clone() for master in self.masters if master.grad is not None)
-            return step(self, None)
+            step(self, None)
+            return loss
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MasterWeights, "step", look)
