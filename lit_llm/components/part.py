@@ -227,7 +227,7 @@ class Part(Section):
 
     @property
     def unscaled(self) -> str:
-        """What it has that no parametrization by width has a rule for, for messages; '' where there is nothing."""
+        """Name of what no parametrization by width has a rule for, for messages; '' where there is nothing."""
         return ""
 
     def at_base_head_dim(self, base: int) -> Self:

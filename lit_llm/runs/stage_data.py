@@ -1,4 +1,4 @@
-"""What a stage that trains reads: its batches, and its evaluations on held-out text or examples."""
+"""Data of a stage that trains: its batches, and its evaluations on held-out text or examples."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def _finetune_fingerprint(experiment: Experiment, parent: str) -> str:
 
 
 def _finetuning(experiment: Experiment) -> dict[str, Any]:
-    """What a finetuning depends on, but for its parent."""
+    """Settings and data that a finetuning depends on, but for its parent."""
     assert experiment.finetune is not None
     stage = experiment.finetune.model_dump(mode="json")
     stage["data"] = {"batch_size": stage["data"]["batch_size"]}  # the examples' digest covers the rest
@@ -191,7 +191,7 @@ def _evaluate_fingerprint(experiment: Experiment, parent: str, name: str) -> str
 
 
 def _evaluation(experiment: Experiment, name: str) -> dict[str, Any]:
-    """What an evaluation depends on, but for its parent."""
+    """Settings and data that an evaluation depends on, but for its parent."""
     config, window = experiment.evaluate, experiment.pretrain.data.sequence_length
     assert config is not None
     section: dict[str, Any] = getattr(config, name).model_dump(mode="json")

@@ -137,7 +137,7 @@ class Run:
         return RunResult(self.arm.name, self.arm.baseline, self.seed, state, whole, states, self.units)
 
     def row(self, result: RunResult) -> dict[str, Any]:
-        """Its row of a table of runs: names, factor levels, state, costs and metrics. result: that of `result()`."""
+        """Row of a table of runs: names, factor levels, state, costs and metrics. result: that of `result()`."""
         head = {"arm": self.arm.name, "baseline": self.arm.baseline, "seed": self.seed, **self.arm.levels}
         costs = {key: result.result.get(key) for key in ("parameters", "tokens", "flops")}
         return {**head, "state": result.state, **costs, **result.result.get("metrics", {})}

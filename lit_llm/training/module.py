@@ -66,7 +66,7 @@ class StepReport:
 
 @dataclass
 class _StepSums:
-    """What a step reports, of the micro-batches so far on this device."""
+    """Sums that a step reports, of the micro-batches so far on this device."""
 
     lr: float
     targets: int

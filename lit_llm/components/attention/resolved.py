@@ -114,7 +114,7 @@ class ResolvedAttention(Part):
         return ("k.weight", "v.weight") if self.place == "cross" else ()
 
     def at_base_head_dim(self, base: int) -> Self:
-        """As in `Part`; a written `scale` is the base model's."""
+        """The attention at the base model's head_dim, as in `Part`; a written `scale` is the base model's."""
         scale = (base**-0.5 if self.scale is None else self.scale) * base / self.head_dim
         usual = math.isclose(scale, self.head_dim**-0.5, rel_tol=1e-12)
         return self.model_copy(update={"scale": None if usual else scale})

@@ -107,7 +107,7 @@ class TwoWayMixer(RecurrentMixer):
 
     @abstractmethod
     def project(self, x_BTD: Tensor) -> Sequence[Tensor]:
-        """What both directions read of each token: B x T x ... each."""
+        """Tensors that both directions read of each token: B x T x ... each."""
 
     @abstractmethod
     def mix_one_way(self, direction: nn.Module, projected: Sequence[Tensor], inputs: RecurrentInputs) -> Tensor:

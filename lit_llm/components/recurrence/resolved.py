@@ -169,7 +169,7 @@ class ResolvedConvolved(ResolvedTwoWay):
 
     @property
     def form(self) -> Form:
-        """What the convolution computes."""
+        """Form of the convolution."""
         return Form(self.conv, residual=False, bias=self.convolution_bias, swish=True)
 
     @property

@@ -1,4 +1,4 @@
-"""What a parameter multiplies its optimiser's settings by. Loads no torch.
+"""Factors by which a parameter multiplies its optimiser's settings. Loads no torch.
 
 mup and completep for AdamW: table 8 of arXiv 2203.03466 and table 1 of arXiv 2505.01618 (alpha 1). For Muon: an update
 should have a spectral norm that grows as sqrt(outputs / inputs) (arXiv 2310.17813, condition 1). Muon's has one that
