@@ -8,11 +8,13 @@ import random
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
 from lit_llm.launch.devices import has_gpu
+from lit_llm.runs.worker import preloaded
 from lit_llm.store.store import Store
 from lit_llm.tracking import mlflow_database
 from lit_llm.tracking.address import resolved, sqlite_address
@@ -61,6 +63,19 @@ def migrated_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mlflow_database, "_migrate", copied)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_fork_server() -> Iterator[None]:
+    """Whichever test of this process starts the fork server: it has what studies and sweeps need, imported once."""
+    chosen = forkserver.set_forkserver_preload
+
+    def with_what_studies_need(modules: list[str]) -> None:
+        chosen([*modules, *(name for name in preloaded() if name not in modules)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forkserver, "set_forkserver_preload", with_what_studies_need)
         yield
 
 

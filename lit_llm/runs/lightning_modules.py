@@ -110,13 +110,8 @@ class LitExperiment(LitModel):
         interval = self.training_config.max_steps // self.times
         return {**super().trainer_options, "val_check_interval": max(1, interval), "num_sanity_val_steps": 0}
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+    def report_step(self, norm: torch.Tensor) -> None:
+        super().report_step(norm)
         assert self.report is not None
         self.log_dict(self.report.metrics(), prog_bar=True, batch_size=self.report.targets)
 

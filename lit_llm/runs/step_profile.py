@@ -170,8 +170,7 @@ def _ranges(model: nn.Module) -> Iterator[None]:
             ranged = _ranged(function, functions[function])
             stack.enter_context(mock.patch.object(user, attribute, ranged))
         stack.enter_context(mock.patch.object(LitModel, "_losses", _ranged(LitModel._losses, "loss")))
-        clip = nn.utils.clip_grad_norm_
-        stack.enter_context(mock.patch.object(nn.utils, "clip_grad_norm_", _ranged(clip, CLIPPING)))
+        stack.enter_context(mock.patch.object(LitModel, "_clip", _ranged(LitModel._clip, CLIPPING)))
         yield
 
 

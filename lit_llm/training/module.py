@@ -271,16 +271,20 @@ class LitModel(L.LightningModule):
         """Report the step, and clip its gradient. The Trainer's `gradient_clip_val` takes the place of `clip_norm`."""
         self._drop_frozen_gradients()
         trained = optimizer.take_gradients() if isinstance(optimizer, MasterWeights) else self.model.parameters()
-        parameters = list(trained)
         limit = self.training_config.clip_norm if gradient_clip_val is None else gradient_clip_val
+        norm = self._clip(list(trained), limit, by_value=gradient_clip_algorithm == GradClipAlgorithmType.VALUE)
+        self.report_step(whole(norm))
+
+    def _clip(self, parameters: Sequence[nn.Parameter], limit: float | None, by_value: bool) -> Tensor:
+        """Clip the gradients of parameters. Returns the norm that they had together."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if limit and gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+        if limit and by_value:
             torch.nn.utils.clip_grad_value_(parameters, limit)
         elif limit:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        self._report(whole(norm))
+        return norm
 
-    def _report(self, norm: Tensor) -> None:
+    def report_step(self, norm: Tensor) -> None:
         """Set the step's report. Raises Diverged where its loss or gradient is not finite."""
         sums = self._sums
         assert sums is not None

@@ -76,8 +76,9 @@ def test_the_trace_shows_the_parts(profiled):
 def test_afterwards_nothing_is_hooked_or_replaced(profiled):
     assert attention_module.rotate is rotate
     assert attention_module.rms_norm is norm_module.rms_norm
-    assert LitModel._losses.__qualname__ == "LitModel._losses"
-    assert not hasattr(LitModel._losses, "__wrapped__")
+    for method in (LitModel._losses, LitModel._clip):
+        assert method.__qualname__ == f"LitModel.{method.__name__}"
+        assert not hasattr(method, "__wrapped__")
 
 
 def test_recomputed_layers_count_for_their_parts(monkeypatch):

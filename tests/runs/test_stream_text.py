@@ -14,7 +14,7 @@ def pieces_of(written: bytes, monkeypatch) -> list[str]:
     """What is written one after the other when a model chooses these bytes."""
     chosen = [*(NewToken(0, byte + 2, 0.0) for byte in written), NewToken(0, None, 0.0)]
     monkeypatch.setattr(generation, "stream", lambda *_, **__: iter(chosen))
-    return list(stream_text(None, Bytes(), "", 100, Sampling()))
+    return list(stream_text(build("decllm", "vocabulary=258"), Bytes(), "", 100, Sampling()))
 
 
 @pytest.mark.parametrize(
