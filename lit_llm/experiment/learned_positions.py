@@ -69,32 +69,39 @@ def evaluation_problems(
     model: ResolvedModel, evaluate: EvaluateConfig, texts: TrainedTexts
 ) -> Iterator[tuple[str, str]]:
     """(key in `evaluate`, message) of texts that need positions without a row, or with an untrained row."""
+    for key, words, examples, trained in _evaluated(model, evaluate, texts):
+        if problem := _first_problem(model, examples, trained):
+            yield key, f"{words} tokens: {problem}"
+
+
+def _evaluated(
+    model: ResolvedModel, evaluate: EvaluateConfig, texts: TrainedTexts
+) -> Iterator[tuple[str, str, list[Lengths], int]]:
+    """(key in `evaluate`, what is read in words, its longest texts, positions trained) of each evaluation."""
     length, example, trained = texts.window, texts.example, texts.positions
     before_finetuning = "pretrain" in evaluate.after
     opening = _opening(model, texts.objective, length) if before_finetuning else 0
     if example and not before_finetuning:
         trained = max(trained, _positions(model, example))
-    if evaluate.examples and example and (problem := _first_problem(model, [example], trained)):
-        yield "examples", f"an example of finetune.data of {int(example.read)} tokens: {problem}"
+    if evaluate.examples and example:
+        yield "examples", f"an example of finetune.data of {int(example.read)}", [example], trained
     if likelihood := evaluate.likelihood:
         cut, prefix = likelihood.span(length)
-        if problem := _first_problem(model, _opened([Lengths(prefix, cut - prefix)], opening), trained):
-            yield "likelihood.length", f"a document of {cut} tokens: {problem}"
+        windows = _opened([Lengths(prefix, cut - prefix)], opening)
+        yield "likelihood.length", f"a document of {cut}", windows, trained
     if extrapolation := evaluate.extrapolation:
-        longest = max(extrapolation.lengths) * length
+        times = max(extrapolation.lengths)
         prefixes = extrapolation.prefix_lengths(length)
-        windows = [Lengths(prefix, longest - prefix) for prefix in prefixes]
-        if problem := _first_problem(model, _opened(windows, opening), trained):
-            yield "extrapolation.lengths", f"{max(extrapolation.lengths)} windows of {length} tokens: {problem}"
+        windows = _opened([Lengths(prefix, times * length - prefix) for prefix in prefixes], opening)
+        yield "extrapolation.lengths", f"{times} windows of {length}", windows, trained
     if attention := evaluate.attention:
         window = attention.sequence_length or length
         source = attention.split(window)
-        if problem := _first_problem(model, [Lengths(source, window - source)], trained):
-            yield "attention.sequence_length", f"a window of {window} tokens: {problem}"
+        yield "attention.sequence_length", f"a window of {window}", [Lengths(source, window - source)], trained
     if tasks := evaluate.tasks:
         most = tasks.max_length or length
-        if problem := _first_problem(model, [Lengths(most - 1, 1), Lengths(0, most)], trained):
-            yield "tasks.max_length", f"a question and its answer of {most} tokens: {problem}"
+        windows = [Lengths(most - 1, 1), Lengths(0, most)]
+        yield "tasks.max_length", f"a question and its answer of {most}", windows, trained
 
 
 def _opening(model: ResolvedModel, objective: AnyObjective, length: int) -> int:

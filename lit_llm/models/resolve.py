@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lit_llm.components.attention.resolved import Place, ResolvedAttention, resolve_attention
+from lit_llm.components.attention.resolve import resolve_attention
+from lit_llm.components.attention.resolved import Place, ResolvedAttention
 from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.components.parametrization.config import Parametrization
 from lit_llm.components.part import Defaults, Part

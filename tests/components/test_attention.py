@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lit_llm.components.attention.dot_product import largest_logit
-from lit_llm.components.attention.resolved import resolve_attention
+from lit_llm.components.attention.resolve import resolve_attention
 from lit_llm.components.layer_part import build_part
 from lit_llm.components.masks import AttentionMask
 from lit_llm.components.part import Widths

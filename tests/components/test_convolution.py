@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from lit_llm.components.attention.resolved import resolve_attention
+from lit_llm.components.attention.resolve import resolve_attention
 from lit_llm.components.convolution.cache import ConvolutionStates
 from lit_llm.components.convolution.module import ConvolutionInputs, ShortConvolution, neighbours_that_count
 from lit_llm.components.convolution.resolved import Form

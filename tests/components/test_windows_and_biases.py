@@ -9,7 +9,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from lit_llm.components import masks
 from lit_llm.components.attention.relative import alibi_slopes, bucket
-from lit_llm.components.attention.resolved import resolve_attention
+from lit_llm.components.attention.resolve import resolve_attention
 from lit_llm.components.layer_part import build_part
 from lit_llm.components.masks import AttentionMask, MergedMask
 from lit_llm.components.part import Widths

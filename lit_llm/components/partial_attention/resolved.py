@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from lit_llm.components.attention.resolved import ResolvedAttention, resolve_attention
+from lit_llm.components.attention.resolve import resolve_attention
+from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.components.part import CacheBytes, Defaults, Example, LayerComponent, Precision, TensorShape, Widths
 from lit_llm.components.partial_attention.config import PartialAttentionOverride
 
