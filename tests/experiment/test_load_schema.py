@@ -1,5 +1,6 @@
 """The JSON Schema that editors get: every field explained, and everything we ship is valid by it."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,13 @@ def sections(schema):
     return {schema["title"]: schema, **schema.get("$defs", {})}
 
 
+@cache
+def validator(model):
+    return jsonschema.Draft202012Validator(study_schema() if model is Study else model.model_json_schema())
+
+
 def errors(model, content):
-    schema = study_schema() if model is Study else model.model_json_schema()
-    validator = jsonschema.Draft202012Validator(schema)
-    return [f"{'.'.join(map(str, e.path))}: {e.message}" for e in validator.iter_errors(content)]
+    return [f"{'.'.join(map(str, e.path))}: {e.message}" for e in validator(model).iter_errors(content)]
 
 
 @pytest.mark.parametrize("model", [Experiment, Study])
