@@ -307,8 +307,9 @@ def _bias_problem(config: Any, side: str) -> str:
 
 
 _ATTENTIONS = ("attention", "self_attention", "cross_attention")
-_SHAPE = {"heads", "kv_heads", "head_dim", "rope", "relative_bias", "relative_buckets", "window", "window_right"}
-_SHAPE |= {"rope_factor", "rope_scaling", "rope_original_length", "rope_fraction", "value_residual"}
+_SHAPE = {"heads", "kv_heads", "head_dim", "window", "window_right", "value_residual", "convolution"}
+_SHAPE |= {"rope", "rope_theta", "rope_factor", "rope_scaling", "rope_original_length", "rope_fraction"}
+_SHAPE |= {"relative_bias", "relative_buckets", "relative_distance"}
 """Keys that can make an attention impossible."""
 
 

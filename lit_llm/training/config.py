@@ -230,6 +230,9 @@ class TrainingConfig(Section):
             if (warmup := getattr(self, key)) and warmup.steps > first:
                 end = "the first branch" if self.trunks else "the end"
                 raise config_error((f"{key}.steps", f"{warmup.steps} last beyond {end} at step {first}"))
+        if self.sequence_warmup and self.sequence_warmup.steps == self.max_steps:
+            message = f"{self.max_steps} leave no step with rows of data.sequence_length; write less than max_steps"
+            raise config_error(("sequence_warmup.steps", message))
         if obstacle := self.sharding_obstacle:
             raise config_error(("execution.strategy", obstacle))
         return self

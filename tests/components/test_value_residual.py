@@ -12,6 +12,10 @@ from lit_llm.models.build import build_model
 from tests.tiny_models import build, config, ids, resolved
 
 FIXED, LEARNED = "attention.value_residual=fixed", "attention.value_residual=learned"
+MERGED_FIRST = [
+    "decoder.layer_ranges.0.cross_attention_mode=merged",
+    "decoder.layer_ranges.1.self_attention.value_residual=fixed",
+]
 
 
 def values_of(model, side: str, *inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -74,6 +78,8 @@ def test_the_dump_of_a_model_without_it_does_not_name_it() -> None:
         ("redllm", ["decoder.cross_attention_mode=merged", FIXED], "merged attention's values"),
         ("decllm", ["decoder.layer_ranges.1.self_attention.kv_heads=1", FIXED], "kv_heads and head_dim of layer 0"),
         ("decllm", ["decoder.layer_ranges.0.retention=gated", LEARNED], "has no self-attention"),
+        ("redllm", MERGED_FIRST, "has no self-attention of its own"),
+        ("double", MERGED_FIRST, "has no self-attention of its own"),
     ],
 )
 def test_it_is_refused_where_the_first_layer_has_no_such_values(

@@ -24,6 +24,7 @@ _MIXERS = {
     "1": {"gated_deltanet": {"chunk": 3}},
     "2": {"mamba2": {"head_dim": 6, "chunk": 3}},
 }
+CONVOLUTIONS = ["attention.convolution=[input, qkv]", "feed_forward.convolution=[input, hidden]"]
 _FAMILIES = {
     "decllm": (DecoderModel, _DECODER),
     "yoco": (DecoderDecoderModel, _HALVES | {"self_decoder": {"layers": 2, "self_attention": {"window": 4}}}),
@@ -50,6 +51,9 @@ def build(family, *overrides, dtype=torch.float64):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
+        for name, steps in model.named_buffers():
+            if name.endswith("bias_steps"):  # a router's, in multiples of its bias's rate
+                steps.add_(torch.randint_like(steps, -200, 200))
     return model.to(dtype).eval()
 
 

@@ -12,7 +12,7 @@ from lit_llm.components.kv_cache import KeyValues
 from lit_llm.generation import generate, prefill
 from lit_llm.models.cost import cache_bytes
 from lit_llm.models.stacks import Block
-from tests.generation.recomputation import PROMPTS, VOCABULARY, build, next_logits, recomputed
+from tests.generation.recomputation import CONVOLUTIONS, PROMPTS, VOCABULARY, build, next_logits, recomputed
 
 NEW = 6
 FAMILIES = ["decllm", "palm", "redllm", "yoco", "retention", "mixers", "double"]
@@ -50,8 +50,11 @@ SHARED = [
         "attention.rope_factor=4.0",
         "attention.rope_original_length=8",
     ],
+    ["attention={rope_scaling: llama3, rope_factor: 4.0, rope_original_length: 8}"],
     ["embedding.positions=continuous", "embedding.max_positions=20", "attention.rope=none"],
     ["norm.function=layer_norm"],
+    ["attention.qkv_norm=[q, k, v]", "attention.norm_function=layer_norm", "attention.qkv_norm_scale=true"],
+    ["attention.qkv_norm=[q, v]", "attention.norm_function=layer_norm", "attention.qkv_norm_over=concat"],
     ["tie_embeddings=none"],
     ["attention.window=3", "attention.kv_heads=2"],
     ["attention.window=4", "attention.window_right=2", "decoder.layer_ranges.0.self_attention.window=40"],
@@ -66,8 +69,8 @@ SHARED = [
     ["norm.skip_first=true", "norm.function=layer_norm", "feed_forward.activation=reglu"],
     ["parametrization={kind: completep, base_width: 8, base_depth: 1, base_head_dim: 2}", "embedding.scaled=true"],
     ["residual={kind: layer_scale, initial: 0.5}", "initialisation=t5"],
+    ["residual=rezero"],
 ]
-CONVOLUTIONS = ["attention.convolution=[input, qkv]", "feed_forward.convolution=[input, hidden]"]
 MERGED = "decoder.cross_attention_mode=merged"
 RED = [
     ["tie_embeddings=inputs"],
@@ -78,6 +81,8 @@ RED = [
     ["decoder.self_attention.rope=none", "encoder.layers=1", "decoder.layers=3"],
     *([MERGED, f"attention.rope={rope}", "attention.qkv_norm=[q, k]", "attention.kv_heads=2"] for rope in ROPES),
     [MERGED, "attention.gate=per_element"],
+    ["residual=deepnorm", "norm.placement=post", "encoder.layers=3"],
+    ["output.future_tokens=2"],
     [MERGED, "decoder.layer_ranges.0.self_attention.window=2", "attention.softcap=2.0"],
     ["decoder.layer_ranges.1.cross_attention_mode=none"],
     [*CONVOLUTIONS, "attention.window=3", "attention.qkv_norm=[q, k]"],
@@ -90,6 +95,9 @@ DEC = [
     ["attention.qkv_norm=[q, k, v]", "attention.kv_heads=2", "tie_embeddings=none"],
     ["decoder.layer_ranges.1.self_attention.rope=none"],
     ["decoder.experts={count: 3, shared_d_ff: 8}"],
+    ["decoder.experts={count: 4, top_k: 2, balance: bias}", "feed_forward.bias=true"],
+    ["residual=deepnorm", "norm.placement=post"],
+    ["output.future_tokens=2"],
     [*CONVOLUTIONS, "attention.kv_heads=2"],
 ]
 PALM = [
@@ -155,7 +163,8 @@ CASES = [
         ("mixers", MIXERS, ["causal"]),
         ("redllm", RED_MIXERS, ["causal"]),
         ("double", DOUBLE, ["causal"]),
-        ("yoco", [["self_decoder.gated_deltanet={chunk: 3}"]], ["causal"]),
+        ("yoco", [[f"self_decoder.{mixer}={{chunk: 3}}"] for mixer in ("gla", "gated_deltanet", "mamba2")], ["causal"]),
+        ("yoco", [["self_decoder.experts={count: 3}"]], ["causal"]),
     )
     for overrides, prefix in itertools.product(cases, prefixes)
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lit_llm.generation import Generated, Sampling, generate, stream
-from tests.generation.recomputation import PROMPTS, VOCABULARY, build, recomputed
+from tests.generation.recomputation import CONVOLUTIONS, PROMPTS, VOCABULARY, build, recomputed
 
 DRAWN = Sampling(temperature=1.5, top_k=40, top_p=0.95, seed=3)
 STOPS = [0, *range(2, 61, 4)]
@@ -39,6 +39,11 @@ def test_generation_ends_at_a_stop_token_and_leaves_it_out(family, place):
         ("palm", "causal", []),
         ("yoco", "causal", []),
         ("retention", "causal", []),
+        ("mixers", "causal", []),
+        ("decllm", "causal", [*CONVOLUTIONS, "attention.value_residual=fixed", "attention.window=3"]),
+        ("redllm", "causal", [*CONVOLUTIONS, "attention.relative_bias=alibi"]),
+        ("double", "causal", []),
+        ("double", "causal", ["decoder.cross_attention_mode=merged"]),
     ],
 )
 @pytest.mark.parametrize("sampling", [Sampling(), DRAWN], ids=["greedy", "drawn"])

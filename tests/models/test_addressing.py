@@ -208,6 +208,12 @@ def test_different_functions_resolve_to_different_models(family, override):
         ("decllm", "decoder.self_attention.kv_heads=3", "decoder.self_attention", "kv_heads 3"),
         ("redllm", "decoder.cross_attention.heads=5", "decoder.cross_attention", "5 heads do not divide"),
         ("redllm", "encoder.attention.head_dim=9", "encoder.attention", "head_dim 9 must be even"),
+        (
+            "redllm",
+            "decoder={cross_attention_mode: merged, self_attention: {relative_bias: alibi}}",
+            "decoder.self_attention",
+            "no distances between a target and its source",
+        ),
         ("redllm", "decoder.layer_ranges.1.cross_attention.kv_heads=3", "decoder.layer_ranges.1.cross_attention", "3"),
         ("redllm", "decoder.layer_ranges.0-2.cross_attention.rope=none", "decoder.layer_ranges.0-2", "the layers 0-1"),
         ("redllm", "encoder.layer_ranges.2.feed_forward.d_ff=64", "encoder.layer_ranges.2", "the layers 0-1 only"),
@@ -242,6 +248,20 @@ def test_every_problem_is_named_at_once():
         )
     keys = {problem.key for problem in error.value.problems}
     assert keys == {"encoder.attention", "decoder.self_attention", "decoder.cross_attention"}
+
+
+@pytest.mark.parametrize(
+    ("default", "override"),
+    [
+        ("attention={rope_scaling: yarn, rope_factor: 2, rope_original_length: 8}", "self_attention.rope_theta=1.0"),
+        ("attention.relative_bias=shared", "self_attention.relative_distance=4"),
+        ("decoder.cross_attention_mode=merged", "self_attention.convolution=[input]"),
+    ],
+)
+def test_an_override_that_its_defaults_make_impossible_is_refused_at_its_own_key(default, override):
+    with pytest.raises(InputError) as error:
+        config("redllm", default, f"decoder.layer_ranges.1.{override}")
+    assert {problem.key for problem in error.value.problems} == {"decoder.layer_ranges.1.self_attention"}
 
 
 def test_an_odd_head_dim_is_fine_without_rotation():

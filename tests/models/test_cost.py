@@ -78,6 +78,15 @@ ODD = {
     "one relative bias": ["attention.relative_bias=shared", "attention.relative_buckets=8"],
     "alibi": ["attention.relative_bias=alibi", "attention.rope=none"],
     "biases": ["attention.qkv_bias=[v, q]", "attention.kv_heads=2", "feed_forward.bias=true"],
+    "layer norms of heads": [
+        "attention.qkv_norm=[q, k, v]",
+        "attention.norm_function=layer_norm",
+        "attention.qkv_norm_scale=true",
+    ],
+    "a part rotated, stretched": [
+        "attention={rope_fraction: 0.5, rope_scaling: llama3, rope_factor: 2, rope_original_length: 8}"
+    ],
+    "learned positions": ["embedding.positions=continuous", "embedding.max_positions=64", "attention.rope=none"],
     "soft caps": ["attention.softcap=20.0", "output.softcap=10.0"],
     "sandwich, normed embedding": ["norm.placement=sandwich", "embedding.norm=true"],
     "post": ["norm.placement=post"],
@@ -111,6 +120,13 @@ ODD_RED = {
     "a source in one layer": ["decoder.layer_ranges.1.cross_attention_mode=none"],
     "wide encoder": ["encoder.d_model=48", "tie_embeddings=decoder", "embedding.norm=true"],
     "narrow encoder": ["encoder.d_model=16", "tie_embeddings=none"],
+    "learned positions of two widths": [
+        "embedding.positions=restart",
+        "embedding.max_positions=64",
+        "encoder.d_model=48",
+        "tie_embeddings=decoder",
+    ],
+    "tied layers": ["tie_layers=true"],
 }
 PALM = "decoder.partial_attention=palm"
 ODD_DEC = {
@@ -169,7 +185,8 @@ def model_of(preset):
 def built_parameters(model):
     module = build_model(model, device="meta")
     total = sum(p.numel() for p in module.parameters())
-    tables = [module.embedding, getattr(module, "encoder_embedding", None), module.output]
+    names = ("embedding", "encoder_embedding", "position_embedding", "encoder_position_embedding", "output")
+    tables = [getattr(module, name, None) for name in names]
     return total, sum(table.weight.numel() for table in tables if table is not None)
 
 
@@ -414,6 +431,11 @@ def measured(model, run):
         ("yoco", ["self_decoder.retention={chunk: 7}"]),
         ("decllm", ["decoder.layer_ranges.1.retention={chunk: 30}", "attention.window=4"]),
         *(("decllm", [f"decoder.layer_ranges.1.{mixer}={{chunk: 7}}"]) for mixer in MIXERS),
+        ("decllm", ["attention.gate=per_element", "attention.value_residual=learned", "norm.placement=parallel"]),
+        ("decllm", ODD["convolutions"]),
+        ("decllm", ["attention.qkv_bias=[q, k, v]", "feed_forward.bias=true", "attention.relative_bias=alibi"]),
+        ("decllm", ["output.future_tokens=2", *ODD["learned positions"]]),
+        ("decllm", ["decoder.experts={count: 3, shared_d_ff: 8}"]),
     ],
 )
 def test_prefill_and_decode_cost_what_they_are_seen_to_compute(family, overrides):

@@ -150,19 +150,35 @@ FACTORS = {
 @pytest.mark.parametrize("case", FACTORS)
 def test_a_branch_is_multiplied_before_it_is_added_to_the_stream(case):
     overrides, factor = FACTORS[case]
-    model, added, streams = build("decllm", *overrides), [], []
-    block = model.decoder.layers[0]
     stream = (2 * 2) ** 0.25 if case == "deepnorm" else 1.0
+    check_the_stream(build("decllm", *overrides), "decoder", (ids(2, 5),), stream, factor)
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_each_stack_is_multiplied_by_the_factors_of_its_own_depth(side):
+    """Judge of DeepNorm: figure 2 of arXiv 2203.00555, with N = 4 and M = 1."""
+    inputs, unequal = (ids(2, 4), ids(2, 5)), ["encoder.layers=4", "decoder.layers=1"]
+    divisor = {"encoder": 4 / 2, "decoder": 1 / 2}[side]
+    check_the_stream(build("redllm", *unequal, COMPLETEP), side, inputs, 1.0, 1 / divisor)
+    alpha = {"encoder": 0.81 * (4**4 * 1) ** (1 / 16), "decoder": (3 * 1) ** 0.25}[side]
+    model = build("redllm", *unequal, "residual=deepnorm", "norm.placement=post")
+    check_the_stream(model, side, inputs, alpha, 1.0)
+
+
+def check_the_stream(model, side, inputs, stream, factor):
+    """Compare a layer's output with stream * x + factor * branch for each of its branches, normalised with DeepNorm."""
+    added, streams = [], []
+    block = getattr(model, side).layers[0]
     for part in block.parts:
         last = getattr(block, part) if block.norm_of_added(part) is None else block.norm_of_added(part)
         last.register_forward_hook(lambda module, inputs, output: added.append(output))
     block.register_forward_hook(lambda module, inputs, output: streams.extend((inputs[0], output)))
     with torch.no_grad():
-        model(ids(2, 5))
+        model(*inputs)
     x, out = streams
     for branch in added:
         x = stream * x + factor * branch
-        if case == "deepnorm":
+        if model.config.residual.kind == "deepnorm":
             x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     assert_close(out, x)
 

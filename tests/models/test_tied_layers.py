@@ -83,6 +83,7 @@ def test_what_is_adapted_comes_from_the_decoders_source() -> None:
         (["attention.relative_bias=shared"], "distances to later tokens"),
         (["feed_forward.convolution=[hidden]"], "on both sides in an encoder"),
         (["encoder.experts=token_choice", "decoder.experts=token_choice"], "balanced within one stack"),
+        (["encoder.gla={}", "decoder.gla={}"], "the gla of layer 0 .* both ways in an encoder"),
         (["encoder.experts=token_choice"], "layer 0 of the decoder has no experts"),
     ],
 )

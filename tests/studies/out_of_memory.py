@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lit_llm.runs import worker
 from lit_llm.training.module import LitModel
 
@@ -15,10 +17,10 @@ MOST = 1
 def run_stage(root: Path, fingerprint: str) -> str:
     step = LitModel.training_step
 
-    def limited(self: LitModel, batch: Any, number: int) -> None:
+    def limited(self: LitModel, batch: Any, number: int) -> Tensor:
         if (self.training_config.execution.micro_batch_size or len(batch)) > MOST:
             raise MemoryError("out of memory")
-        step(self, batch, number)
+        return step(self, batch, number)
 
     LitModel.training_step = limited
     return worker.run_stage(root, fingerprint)

@@ -20,14 +20,21 @@ from tests.stages_in_parts import numbers, prepared_stage, stops_after
     "overrides",
     [
         [],
-        ["pretrain.objective={kind: prefix_lm, split: random}", "pretrain.training.execution.micro_batch_size=3"],
+        [
+            "pretrain.objective={kind: prefix_lm, split: random}", "pretrain.training.execution.micro_batch_size=3",
+            "pretrain.training.optimizer.lr_groups={embeddings: 0.1}",
+            "model.parametrization={kind: mup, base_width: 16, base_head_dim: 4}",
+        ],
         ["pretrain.training.execution.workers=2", "pretrain.training.precision=bf16"],
         [
             "pretrain.training.dropout=0.2", "pretrain.training.attention_dropout=0.1",
             "pretrain.training.feed_forward_dropout=0.1", "pretrain.training.execution.micro_batch_size=3",
             "pretrain.training.execution.activation_checkpointing=true",
         ],
-        ["pretrain.training.precision=bf16_master", "pretrain.training.dropout=0.2"],
+        [
+            "pretrain.training.precision=bf16_master", "pretrain.training.dropout=0.2",
+            "pretrain.training.sequence_warmup={begin: 8, steps: 8}",
+        ],
         ["pretrain.training.precision=bf16_master", "pretrain.training.optimizer=muon", "model.norm.scale=true"],
         ["pretrain.training.optimizer=adafactor", "pretrain.training.schedule={kind: wsd, decay_steps: 5}"],
         ["pretrain.training.optimizer=adafactor_factored"],
@@ -37,8 +44,8 @@ from tests.stages_in_parts import numbers, prepared_stage, stops_after
         ["pretrain.training.weight_averaging={kind: last_k, k: 4, every: 3}"],
     ],
     ids=[
-        "plain", "random_split_micro_batches", "workers_bf16", "dropout_checkpointing", "masters", "masters_muon",
-        "adafactor_wsd", "factored", "8_bit", "muon", "ema_masters", "last_k",
+        "plain", "random_split_micro_batches_groups", "workers_bf16", "dropout_checkpointing", "masters_growing_rows",
+        "masters_muon", "adafactor_wsd", "factored", "8_bit", "muon", "ema_masters", "last_k",
     ],
 )  # fmt: skip
 def test_two_interruptions_change_no_bit(tmp_path: Path, corpus: Path, preset: str, overrides: list[str]) -> None:

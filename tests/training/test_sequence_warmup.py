@@ -112,6 +112,7 @@ def test_matched_flops_move_the_warm_up_along(write_study: Callable[..., Path]) 
         (["{begin: 64, steps: 5}"], "begin: 64 does not double to sequence_length 32"),
         (["{begin: 4, steps: 2}"], "steps: 2 are too few for 3 lengths"),
         (["{begin: 8, steps: 15}"], "steps: 15 last beyond the end at step 14"),
+        (["{begin: 8, steps: 14}"], "steps: 14 leave no step with rows of data.sequence_length"),
         (
             ["{begin: 8, steps: 9}", "pretrain.training.schedule={kind: wsd, decay_steps: 6, branch_at: [8]}"],
             "steps: 9 last beyond the first branch at step 8",

@@ -127,6 +127,10 @@ class ResolvedTwoWay(ResolvedRecurrence):
     bidirectional: bool
 
     @property
+    def differs_by_stack(self) -> str:
+        return "it reads both ways in an encoder and one way in a decoder"
+
+    @property
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
