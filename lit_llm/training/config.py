@@ -142,7 +142,7 @@ class SequenceWarmup(Section):
     begin: int = Field(gt=0)
     """Tokens of the first rows."""
     steps: int = Field(gt=0)
-    """Steps with shorter rows."""
+    """Steps with shorter rows, fewer than `max_steps`."""
 
     def rows(self, step: int, length: int) -> int:
         """Number of rows of a window in step 0, 1, ..."""
