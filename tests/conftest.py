@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -35,6 +36,12 @@ WORDS = "the a of to in is that it was for on as with his they be at one have th
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What waits for minutes begins first, and the others run beside it."""
     items.sort(key=lambda item: item.path.name != "test_kills.py")
+
+
+def pytest_collection_finish() -> None:
+    """Spare garbage collections, of which torch and statsmodels ask for many, what lives as long as this process."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

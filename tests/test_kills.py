@@ -34,12 +34,12 @@ def commands(
     write_study: Callable[..., Path], write_two: Callable[..., Path], write_sweep: Callable[..., Path]
 ) -> dict[str, list[str]]:
     """What is killed, without its store."""
-    longer = "max_steps: 12", "max_steps: 400"
+    longer = "max_steps: 12", "max_steps: 200"
     every = "log_every: 4", "log_every: 4, checkpoint_every: 8"
     arms = "arms: {red: {}, dec: {extends: decllm-tiny}}"
     study, two = write_study("killed", arms, seeds=[0, 1]), write_two("killed_two", seeds=[0])
     space = "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-4, 1e-1]}}"
-    sweep = write_sweep("killed_sweep", f"{arms}\n{space}\nseeds: [0]\nsampler: qmc", trials=2)
+    sweep = write_sweep("killed_sweep", f"{arms}\n{space}\nseeds: [0]\nsampler: qmc\nwinners: {{seeds: [1]}}", trials=2)
     for path in (study, two, sweep):
         path.write_text(path.read_text().replace(*longer).replace(*every))
     return {

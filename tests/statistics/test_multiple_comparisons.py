@@ -21,8 +21,8 @@ NLL = "val/target_nll"
 
 @pytest.mark.parametrize(("ours", "method"), [(holm, "holm"), (fdr_bh, "fdr_bh")])
 def test_adjusted_p_values_are_those_of_statsmodels(ours, method: str) -> None:
-    for seed in range(20):
-        p = np.random.default_rng(seed).beta(0.4, 3, 1 + seed)
+    for seed in range(10):
+        p = np.random.default_rng(seed).beta(0.4, 3, 1 + 2 * seed)
         assert [*ours(dict(enumerate(p))).values()] == pytest.approx(multipletests(p, method=method)[1])
     assert ours({}) == {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from functools import cache
 
 import pytest
 
@@ -30,6 +31,7 @@ constraints:
 """
 
 
+@cache
 def every_experiment():
     """Those of SPACE without its constraints, as the command line makes them; 4 key heads divide no 2 heads."""
     found = []
@@ -44,11 +46,12 @@ def every_experiment():
     return found
 
 
-def feasible(experiments):
+@cache
+def feasible():
     """Those that fulfil the constraints of SPACE."""
     return [
         experiment
-        for experiment in experiments
+        for experiment in every_experiment()
         if cost_of(experiment).parameters >= 250_000
         and experiment.model.feed_forward.d_ff <= 64 * experiment.model.attention.heads
     ]
@@ -103,7 +106,7 @@ def test_a_search_of_a_small_space_finds_its_optimum_and_says_that_nothing_is_le
     """All feasible points are tried, none twice, and then it ends, however many trials it might have had."""
     goal = f"optimize: [{{metric: decode_flops_per_token, direction: {direction}}}]\n"
     ended, messages = searched(f"{SPACE}{goal}sampler: {sampler}\n", trials=500)
-    expected = feasible(every_experiment())
+    expected = feasible()
     assert 10 < len(expected) < len(every_experiment())
     assert settings(ended) == {experiment.model_dump_json() for experiment in expected}
     costs = [cost_of(experiment).decode_flops_per_token for experiment in expected]
@@ -120,7 +123,7 @@ def test_a_search_of_a_small_space_finds_its_optimum_and_says_that_nothing_is_le
 def test_the_best_compromises_are_those_that_brute_force_finds_no_better_for(searched, sampler):
     goals = "optimize: [{metric: train_flops}, {metric: parameters, direction: maximize}]\n"
     ended, _ = searched(f"{SPACE}{goals}sampler: {sampler}\n", trials=500)
-    costs = [cost_of(experiment) for experiment in feasible(every_experiment())]
+    costs = [cost_of(experiment) for experiment in feasible()]
     found = [(cost.train_flops, cost.parameters) for cost in costs]
     front = {
         (flops, size)

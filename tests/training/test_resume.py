@@ -14,40 +14,43 @@ from lit_llm.store.store import Store, read_json, write_json
 from lit_llm.training import stability, throughput
 from tests.stages_in_parts import numbers, prepared_stage, stops_after
 
+GROWING = "pretrain.training.sequence_warmup={begin: 8, steps: 8}"
+MASTERS = "pretrain.training.precision=bf16_master"
+# Masks, objectives and rows differ between families, and optimisers and averages do not.
+RESUMED = {
+    "plain": ("both", []),
+    "random_split_micro_batches_groups": ("both", [
+        "pretrain.objective={kind: prefix_lm, split: random}", "pretrain.training.execution.micro_batch_size=3",
+        "pretrain.training.optimizer.lr_groups={embeddings: 0.1}",
+        "model.parametrization={kind: mup, base_width: 16, base_head_dim: 4}",
+    ]),
+    "workers_bf16": ("dec", ["pretrain.training.execution.workers=2", "pretrain.training.precision=bf16"]),
+    "dropout_checkpointing": ("both", [
+        "pretrain.training.dropout=0.2", "pretrain.training.attention_dropout=0.1",
+        "pretrain.training.feed_forward_dropout=0.1", "pretrain.training.execution.micro_batch_size=3",
+        "pretrain.training.execution.activation_checkpointing=true",
+    ]),
+    "masters_growing_rows": ("both", [MASTERS, "pretrain.training.dropout=0.2", GROWING]),
+    "masters_muon": ("red", [MASTERS, "pretrain.training.optimizer=muon", "model.norm.scale=true"]),
+    "adafactor_wsd": ("dec", [
+        "pretrain.training.optimizer=adafactor", "pretrain.training.schedule={kind: wsd, decay_steps: 5}"
+    ]),
+    "factored": ("red", ["pretrain.training.optimizer=adafactor_factored"]),
+    "8_bit": ("dec", ["pretrain.training.optimizer=adamw_8bit", "model.feed_forward.d_ff=512"]),
+    "muon": ("dec", ["pretrain.training.optimizer=muon", "model.norm.scale=true"]),
+    "ema_masters": ("red", ["pretrain.training.weight_averaging=ema", MASTERS]),
+    "last_k": ("dec", ["pretrain.training.weight_averaging={kind: last_k, k: 4, every: 3}"]),
+}  # fmt: skip
 
-@pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])
+
 @pytest.mark.parametrize(
-    "overrides",
+    ("preset", "overrides"),
     [
-        [],
-        [
-            "pretrain.objective={kind: prefix_lm, split: random}", "pretrain.training.execution.micro_batch_size=3",
-            "pretrain.training.optimizer.lr_groups={embeddings: 0.1}",
-            "model.parametrization={kind: mup, base_width: 16, base_head_dim: 4}",
-        ],
-        ["pretrain.training.execution.workers=2", "pretrain.training.precision=bf16"],
-        [
-            "pretrain.training.dropout=0.2", "pretrain.training.attention_dropout=0.1",
-            "pretrain.training.feed_forward_dropout=0.1", "pretrain.training.execution.micro_batch_size=3",
-            "pretrain.training.execution.activation_checkpointing=true",
-        ],
-        [
-            "pretrain.training.precision=bf16_master", "pretrain.training.dropout=0.2",
-            "pretrain.training.sequence_warmup={begin: 8, steps: 8}",
-        ],
-        ["pretrain.training.precision=bf16_master", "pretrain.training.optimizer=muon", "model.norm.scale=true"],
-        ["pretrain.training.optimizer=adafactor", "pretrain.training.schedule={kind: wsd, decay_steps: 5}"],
-        ["pretrain.training.optimizer=adafactor_factored"],
-        ["pretrain.training.optimizer=adamw_8bit", "model.feed_forward.d_ff=512"],
-        ["pretrain.training.optimizer=muon", "model.norm.scale=true"],
-        ["pretrain.training.weight_averaging=ema", "pretrain.training.precision=bf16_master"],
-        ["pretrain.training.weight_averaging={kind: last_k, k: 4, every: 3}"],
+        pytest.param(f"{family}llm-tiny", overrides, id=f"{name}-{family}llm")
+        for name, (families, overrides) in RESUMED.items()
+        for family in (("dec", "red") if families == "both" else (families,))
     ],
-    ids=[
-        "plain", "random_split_micro_batches_groups", "workers_bf16", "dropout_checkpointing", "masters_growing_rows",
-        "masters_muon", "adafactor_wsd", "factored", "8_bit", "muon", "ema_masters", "last_k",
-    ],
-)  # fmt: skip
+)
 def test_two_interruptions_change_no_bit(tmp_path: Path, corpus: Path, preset: str, overrides: list[str]) -> None:
     """The batches, the optimiser's moments, spike statistics and metrics all go on where they stopped."""
     torch.set_num_threads(1)
