@@ -135,6 +135,7 @@ class LitExperiment(LitModel):
         if isinstance(batch, HeldOut):
             self.log_dict(batch.evaluate(self.model), on_step=False, on_epoch=True, batch_size=1)
             targets = batch.target_batches() if len(metrics) else ()
+            _check_lists(metrics, len(targets), self.trainer.world_size)
             for number, counts in batches_of_rank(len(targets)):
                 for logits_NV, ids_N in logits_of(self.model, targets[number].to(self.device)):
                     if counts:
@@ -154,6 +155,17 @@ class LitExperiment(LitModel):
         if isinstance(batch, HeldOut):  # it moves its own batches, one at a time
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+
+def _check_lists(metrics: MetricCollection, batches: int, ranks: int) -> None:
+    """Raise InputError where a rank without a held-out batch would gather an empty list, which torchmetrics cannot."""
+    names = [name for name, metric in metrics.items() if any(isinstance(s, list) for s in metric.metric_state.values())]
+    if names and batches < ranks:
+        message = (
+            f"{', '.join(names)}: it keeps a list, to which each of {ranks} devices must add, and the held-out text "
+            f"has {batches} batches; raise `validation.sequences`, or take a metric that keeps sums"
+        )
+        raise InputError(Problem(message, "metrics"))
 
 
 class LitData(L.LightningDataModule):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassPrecision
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassPrecision
 
 from lit_llm import LitExperiment
 from lit_llm.evaluation.likelihood import logits_of
@@ -28,10 +29,15 @@ def accuracies() -> MetricCollection:
     return MetricCollection({name: kind(1024, average="micro", top_k=20) for name, kind in kinds.items()})
 
 
-def measured(group: DeviceGroup) -> dict[str, float]:
+def lists() -> MetricCollection:
+    """A metric that keeps all predictions."""
+    return MetricCollection({"auroc": MulticlassAUROC(1024, thresholds=None)})
+
+
+def measured(group: DeviceGroup, metrics: Callable[[], MetricCollection]) -> dict[str, float]:
     """Values of one validation batch, which rank 0 alone counts."""
     torch.set_num_threads(1)
-    lit = LitExperiment(load_experiment("decllm-tiny", SMALL), metrics=accuracies())
+    lit = LitExperiment(load_experiment("decllm-tiny", SMALL), metrics=metrics())
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     execution = ExecutionConfig(devices=group.ranks, strategy="ddp")
     held_out: Any = [HeldOut(lambda model: {"target_nll": 1.0}, lambda: [uneven_batch("decoder")])]
@@ -52,4 +58,12 @@ def test_a_rank_without_a_held_out_batch_has_the_metrics_of_the_other() -> None:
             judge.update(logits_NV, ids_N)
     expected = {f"val/{name}": value.item() for name, value in judge.compute().items()}
     assert 0 < expected["val/accuracy"] < 1
-    assert on_ranks(2, measured) == [pytest.approx(expected)] * 2
+    assert on_ranks(2, measured, accuracies) == [pytest.approx(expected)] * 2
+
+
+def test_lists_need_a_batch_for_each_rank() -> None:
+    """torchmetrics gathers an empty list as one of another shape, which ends in an error of gloo."""
+    (found,) = on_ranks(1, measured, lists)
+    assert 0 < found["val/auroc"] <= 1
+    with pytest.raises(RuntimeError, match=r"auroc: it keeps a list, to which each of 2 devices must add"):
+        on_ranks(2, measured, lists)
