@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare garbage collections, of which torch and statsmodels ask for many, what lives as long as this process."""
+    """Exempt what lives until this process ends from garbage collections, which torch and statsmodels begin often."""
     gc.collect()
     gc.freeze()
 
@@ -75,14 +75,14 @@ def migrated_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_fork_server() -> Iterator[None]:
-    """Whichever test of this process starts the fork server: it has what studies and sweeps need, imported once."""
-    chosen = forkserver.set_forkserver_preload
+    """Let the fork server of this process import what studies and sweeps need, whichever test starts it."""
+    set_preload = forkserver.set_forkserver_preload
 
-    def with_what_studies_need(modules: list[str]) -> None:
-        chosen([*modules, *(name for name in preloaded() if name not in modules)])
+    def set_larger_preload(modules: list[str]) -> None:
+        set_preload([*modules, *(name for name in preloaded() if name not in modules)])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forkserver, "set_forkserver_preload", with_what_studies_need)
+        patch.setattr(forkserver, "set_forkserver_preload", set_larger_preload)
         yield
 
 

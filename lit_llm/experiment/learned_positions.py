@@ -69,39 +69,38 @@ def evaluation_problems(
     model: ResolvedModel, evaluate: EvaluateConfig, texts: TrainedTexts
 ) -> Iterator[tuple[str, str]]:
     """(key in `evaluate`, message) of texts that need positions without a row, or with an untrained row."""
-    for key, words, examples, trained in _evaluated(model, evaluate, texts):
+    trained = texts.positions
+    if texts.example and "pretrain" not in evaluate.after:
+        trained = max(trained, _positions(model, texts.example))
+    for key, what, examples in _longest_texts(model, evaluate, texts):
         if problem := _first_problem(model, examples, trained):
-            yield key, f"{words} tokens: {problem}"
+            yield key, f"{what}: {problem}"
 
 
-def _evaluated(
+def _longest_texts(
     model: ResolvedModel, evaluate: EvaluateConfig, texts: TrainedTexts
-) -> Iterator[tuple[str, str, list[Lengths], int]]:
-    """(key in `evaluate`, what is read in words, its longest texts, positions trained) of each evaluation."""
-    length, example, trained = texts.window, texts.example, texts.positions
-    before_finetuning = "pretrain" in evaluate.after
-    opening = _opening(model, texts.objective, length) if before_finetuning else 0
-    if example and not before_finetuning:
-        trained = max(trained, _positions(model, example))
+) -> Iterator[tuple[str, str, list[Lengths]]]:
+    """(key in `evaluate`, what is read, its longest texts) of each evaluation."""
+    length, example = texts.window, texts.example
+    opening = _opening(model, texts.objective, length) if "pretrain" in evaluate.after else 0
     if evaluate.examples and example:
-        yield "examples", f"an example of finetune.data of {int(example.read)}", [example], trained
+        yield "examples", f"an example of finetune.data of {int(example.read)} tokens", [example]
     if likelihood := evaluate.likelihood:
         cut, prefix = likelihood.span(length)
-        windows = _opened([Lengths(prefix, cut - prefix)], opening)
-        yield "likelihood.length", f"a document of {cut}", windows, trained
+        yield "likelihood.length", f"a document of {cut} tokens", _opened([Lengths(prefix, cut - prefix)], opening)
     if extrapolation := evaluate.extrapolation:
         times = max(extrapolation.lengths)
         prefixes = extrapolation.prefix_lengths(length)
         windows = _opened([Lengths(prefix, times * length - prefix) for prefix in prefixes], opening)
-        yield "extrapolation.lengths", f"{times} windows of {length}", windows, trained
+        yield "extrapolation.lengths", f"{times} windows of {length} tokens", windows
     if attention := evaluate.attention:
         window = attention.sequence_length or length
         source = attention.split(window)
-        yield "attention.sequence_length", f"a window of {window}", [Lengths(source, window - source)], trained
+        yield "attention.sequence_length", f"a window of {window} tokens", [Lengths(source, window - source)]
     if tasks := evaluate.tasks:
         most = tasks.max_length or length
-        windows = [Lengths(most - 1, 1), Lengths(0, most)]
-        yield "tasks.max_length", f"a question and its answer of {most}", windows, trained
+        questions = [Lengths(most - 1, 1), Lengths(0, most)]
+        yield "tasks.max_length", f"a question and its answer of {most} tokens", questions
 
 
 def _opening(model: ResolvedModel, objective: AnyObjective, length: int) -> int:

@@ -28,11 +28,14 @@ def value_residual_problem(layers: Sequence[Layer]) -> str:
     first = layers[0].self_attention
     if mixing and first is None:
         return "value_residual reads the values of the stack's first layer, which has no self-attention"
+    if mixing and first is not None and first.place == "merged":
+        return (
+            "value_residual reads the values of the stack's first layer, whose self-attention is merged with "
+            "cross-attention; write cross_attention_mode: separate there, or value_residual: none"
+        )
     for index, attention in mixing:
         assert attention is not None
         assert first is not None
-        if first.place == "merged":
-            return "value_residual reads the values of the stack's first layer, which has no self-attention of its own"
         if (attention.kv_heads, attention.head_dim) != (first.kv_heads, first.head_dim):
             return f"value_residual needs the kv_heads and head_dim of layer 0; those of layer {index} differ"
     return ""
@@ -47,8 +50,8 @@ def tying_problem(encoder: Sequence[Layer], decoder: Sequence[Layer]) -> str:
             other = target.part(name)
             if other is None:
                 return f"layer {index} of the decoder has no {name}, which that of the encoder has"
-            if part.differs_by_stack and type(part) is type(other):
-                return f"the {name} of layer {index} cannot be that of both stacks: {part.differs_by_stack}"
+            if reason := part.differs_by_stack or other.differs_by_stack:
+                return f"the {name} of layer {index} cannot be that of both stacks: {reason}"
             if part != other:
                 keys = [key for key, value in part.settings().items() if getattr(other, key, None) != value]
                 place = f"in {', '.join(keys)}" if keys else "as it is merged with cross-attention there"

@@ -166,9 +166,10 @@ def _cross_attention_mode(config: Any, side: str, index: int) -> str:
     return str(modes[-1]) if modes else "separate"
 
 
-def _attention(config: Any, side: str, index: int, name: str) -> ResolvedAttention:
-    levels = [part for _, part in _levels(getattr(config, side), side, index)]
-    values = _merged_values(config.attention, levels, name)
+def _attention(config: Any, side: str, index: int, name: str, levels: int | None = None) -> ResolvedAttention:
+    """A layer's attention. levels: only so many of those that override the defaults, the least specific first."""
+    overriding = [part for _, part in _levels(getattr(config, side), side, index)][:levels]
+    values = _merged_values(config.attention, overriding, name)
     place: Place = "merged" if _cross_attention_mode(config, side, index) == "merged" else "self"
     if name == "cross_attention":
         place = "shared" if side == "cross_decoder" else "cross"
@@ -238,7 +239,13 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
                     _attention(config, side, index, name)
             except ValueError as error:
                 buildable = False
-                yield _error_address(stack, side, index, name), str(error)
+                component = name in COMPONENTS
+                yield (
+                    _component_address(stack, side, index, name)
+                    if component
+                    else _attention_address(config, side, index, name),
+                    str(error),
+                )
         if buildable:
             try:
                 for index in alike.values():
@@ -307,20 +314,26 @@ def _bias_problem(config: Any, side: str) -> str:
 
 
 _ATTENTIONS = ("attention", "self_attention", "cross_attention")
-_SHAPE = {"heads", "kv_heads", "head_dim", "window", "window_right", "value_residual", "convolution"}
-_SHAPE |= {"rope", "rope_theta", "rope_factor", "rope_scaling", "rope_original_length", "rope_fraction"}
-_SHAPE |= {"relative_bias", "relative_buckets", "relative_distance"}
-"""Keys that can make an attention impossible."""
 
 
-def _error_address(stack: Any, side: str, index: int, name: str) -> str:
-    """The most specific address that sets a key of an attention's shape."""
-    error_key = "attention"
-    for address, part in _levels(stack, side, index):
-        written = _overrides(getattr(part, name)).keys()
-        if written if name in COMPONENTS else _SHAPE & written:
-            error_key = f"{address}.{name}"
-    return error_key
+def _component_address(stack: Any, side: str, index: int, name: str) -> str:
+    """The most specific address that sets a key of a component."""
+    addresses = [address for address, part in _levels(stack, side, index) if _overrides(getattr(part, name))]
+    return f"{addresses[-1]}.{name}" if addresses else "attention"
+
+
+def _attention_address(config: Any, side: str, index: int, name: str) -> str:
+    """The address whose overrides bring in the problem of a layer's attention."""
+    levels = _levels(getattr(config, side), side, index)
+    problems = []
+    for count in range(len(levels) + 1):
+        try:
+            _attention(config, side, index, name, count)
+            problems.append("")
+        except ValueError as error:
+            problems.append(str(error))
+    first = next(count for count in range(len(problems)) if set(problems[count:]) == {problems[-1]})
+    return f"{levels[first - 1][0]}.{name}" if first else "attention"
 
 
 def _range_problem(name: str, layers: int) -> str:

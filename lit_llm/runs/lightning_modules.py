@@ -111,6 +111,7 @@ class LitExperiment(LitModel):
         return {**super().trainer_options, "val_check_interval": max(1, interval), "num_sanity_val_steps": 0}
 
     def report_step(self, norm: torch.Tensor) -> None:
+        """Set the step's report, and log it."""
         super().report_step(norm)
         assert self.report is not None
         self.log_dict(self.report.metrics(), prog_bar=True, batch_size=self.report.targets)

@@ -63,7 +63,9 @@ def _lengths(arm: Experiment, by: By, wanted: float) -> list[Experiment]:
     fixed = getattr(cost.before, by)
     exact = training.max_steps * (wanted - fixed) / (COST_FIGURES[by](cost) - fixed)
     alone = arm.adapt.warmup_steps if arm.adapt else 0
-    least = 2 if alone else 1  # one warm-up step of the new parameters, and one of all
+    doublings = training.sequence_warmup.doublings(arm.pretrain.data.sequence_length) if training.sequence_warmup else 0
+    # One step of each shorter row and one of whole rows; one of the new parameters alone and one of all.
+    least = 1 + max(doublings, alone > 0)
     candidates = []
     for steps in {max(least, int(exact)), max(least, int(exact) + 1)}:
         ratio = steps / training.max_steps
@@ -75,8 +77,7 @@ def _lengths(arm: Experiment, by: By, wanted: float) -> list[Experiment]:
             fewest = warmup.sizes(arm.pretrain.data.batch_size)
             keys["batch_warmup"] = {"steps": max(fewest, round(warmup.steps * ratio))}
         if rows := training.sequence_warmup:
-            fewest = rows.doublings(arm.pretrain.data.sequence_length)
-            keys["sequence_warmup"] = {"steps": max(fewest, round(rows.steps * ratio))}
+            keys["sequence_warmup"] = {"steps": max(doublings, min(steps - 1, round(rows.steps * ratio)))}
         moved = at("pretrain.training", tree(keys))
         if alone:
             moved = merge(moved, at("adapt.warmup_steps", tree(max(1, min(steps - 1, round(alone * ratio))))))

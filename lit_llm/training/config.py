@@ -142,7 +142,7 @@ class SequenceWarmup(Section):
     begin: int = Field(gt=0)
     """Tokens of the first rows."""
     steps: int = Field(gt=0)
-    """Steps with shorter rows, fewer than `max_steps`."""
+    """Steps with shorter rows, fewer than `max_steps` and than the first of `branch_at`."""
 
     def rows(self, step: int, length: int) -> int:
         """Number of rows of a window in step 0, 1, ..."""
@@ -226,12 +226,13 @@ class TrainingConfig(Section):
             message = "branches share a trunk's weights, and not their average; leave out branch_at or weight_averaging"
             raise config_error(("weight_averaging", message))
         first = (self.trunks or (self.max_steps,))[0]
+        end = "the first branch" if self.trunks else "the end"
         for key in ("batch_warmup", "sequence_warmup"):
             if (warmup := getattr(self, key)) and warmup.steps > first:
-                end = "the first branch" if self.trunks else "the end"
                 raise config_error((f"{key}.steps", f"{warmup.steps} last beyond {end} at step {first}"))
-        if self.sequence_warmup and self.sequence_warmup.steps == self.max_steps:
-            message = f"{self.max_steps} leave no step with rows of data.sequence_length; write less than max_steps"
+        if self.sequence_warmup and self.sequence_warmup.steps == first:
+            # Evaluations read whole windows, whose last positions no step would have trained.
+            message = f"{first} leave no step with whole windows before {end}; write fewer than {first}"
             raise config_error(("sequence_warmup.steps", message))
         if obstacle := self.sharding_obstacle:
             raise config_error(("execution.strategy", obstacle))

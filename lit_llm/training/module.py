@@ -276,7 +276,10 @@ class LitModel(L.LightningModule):
         self.report_step(whole(norm))
 
     def _clip(self, parameters: Sequence[nn.Parameter], limit: float | None, by_value: bool) -> Tensor:
-        """Clip the gradients of parameters. Returns the norm that they had together."""
+        """Clip the gradients of parameters. Returns the norm that they had together.
+
+        limit: the largest norm, or with `by_value` the largest entry; none clips nothing.
+        """
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if limit and by_value:
             torch.nn.utils.clip_grad_value_(parameters, limit)

@@ -78,8 +78,8 @@ def test_the_dump_of_a_model_without_it_does_not_name_it() -> None:
         ("redllm", ["decoder.cross_attention_mode=merged", FIXED], "merged attention's values"),
         ("decllm", ["decoder.layer_ranges.1.self_attention.kv_heads=1", FIXED], "kv_heads and head_dim of layer 0"),
         ("decllm", ["decoder.layer_ranges.0.retention=gated", LEARNED], "has no self-attention"),
-        ("redllm", MERGED_FIRST, "has no self-attention of its own"),
-        ("double", MERGED_FIRST, "has no self-attention of its own"),
+        ("redllm", MERGED_FIRST, "write cross_attention_mode: separate there"),
+        ("double", MERGED_FIRST, "write cross_attention_mode: separate there"),
     ],
 )
 def test_it_is_refused_where_the_first_layer_has_no_such_values(

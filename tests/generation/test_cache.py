@@ -155,9 +155,15 @@ DOUBLE += [
 BOTH = ["causal", "bidirectional"]
 
 
-def reads_the_mask(overrides):
-    """Whether these are settings of what depends on the prefix; others have one prefix each, in turns."""
-    return any(key in each for key in ("window", "relative_bias", "partial_attention") for each in overrides)
+def reads_the_prefix(family, overrides):
+    """Whether the prefix changes what these settings do; others are tested with one prefix."""
+    keys = ("window", "relative_bias", "rope", "convolution")
+    return family == "palm" or any(key in each for key in keys for each in overrides)
+
+
+def in_turns(prefixes, number):
+    """The prefix of a case; shifted from row to row of four, so that no setting of a product has one prefix alone."""
+    return [prefixes[(number + number // 4) % len(prefixes)]]
 
 
 CASES = [
@@ -176,7 +182,7 @@ CASES = [
         ("yoco", [["self_decoder.experts={count: 3}"]], ["causal"]),
     )
     for number, overrides in enumerate(cases)
-    for prefix in (prefixes if reads_the_mask(overrides) else [prefixes[number % len(prefixes)]])
+    for prefix in (prefixes if reads_the_prefix(family, overrides) else in_turns(prefixes, number))
 ]
 
 

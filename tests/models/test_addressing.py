@@ -256,12 +256,19 @@ def test_every_problem_is_named_at_once():
         ("attention={rope_scaling: yarn, rope_factor: 2, rope_original_length: 8}", "self_attention.rope_theta=1.0"),
         ("attention.relative_bias=shared", "self_attention.relative_distance=4"),
         ("decoder.cross_attention_mode=merged", "self_attention.convolution=[input]"),
+        ("attention.heads=4", "self_attention.heads=5"),
     ],
 )
 def test_an_override_that_its_defaults_make_impossible_is_refused_at_its_own_key(default, override):
     with pytest.raises(InputError) as error:
         config("redllm", default, f"decoder.layer_ranges.1.{override}")
     assert {problem.key for problem in error.value.problems} == {"decoder.layer_ranges.1.self_attention"}
+
+
+def test_impossible_defaults_are_not_blamed_on_an_override_that_is_possible():
+    with pytest.raises(InputError) as error:
+        config("decllm", "attention.heads=5", "decoder.self_attention.rope_theta=100.0")
+    assert {problem.key for problem in error.value.problems} == {"attention"}
 
 
 def test_an_odd_head_dim_is_fine_without_rotation():

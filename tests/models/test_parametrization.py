@@ -151,7 +151,7 @@ FACTORS = {
 def test_a_branch_is_multiplied_before_it_is_added_to_the_stream(case):
     overrides, factor = FACTORS[case]
     stream = (2 * 2) ** 0.25 if case == "deepnorm" else 1.0
-    check_the_stream(build("decllm", *overrides), "decoder", (ids(2, 5),), stream, factor)
+    assert_stream_is(build("decllm", *overrides), "decoder", (ids(2, 5),), stream, factor)
 
 
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
@@ -159,13 +159,13 @@ def test_each_stack_is_multiplied_by_the_factors_of_its_own_depth(side):
     """Judge of DeepNorm: figure 2 of arXiv 2203.00555, with N = 4 and M = 1."""
     inputs, unequal = (ids(2, 4), ids(2, 5)), ["encoder.layers=4", "decoder.layers=1"]
     divisor = {"encoder": 4 / 2, "decoder": 1 / 2}[side]
-    check_the_stream(build("redllm", *unequal, COMPLETEP), side, inputs, 1.0, 1 / divisor)
+    assert_stream_is(build("redllm", *unequal, COMPLETEP), side, inputs, 1.0, 1 / divisor)
     alpha = {"encoder": 0.81 * (4**4 * 1) ** (1 / 16), "decoder": (3 * 1) ** 0.25}[side]
     model = build("redllm", *unequal, "residual=deepnorm", "norm.placement=post")
-    check_the_stream(model, side, inputs, alpha, 1.0)
+    assert_stream_is(model, side, inputs, alpha, 1.0)
 
 
-def check_the_stream(model, side, inputs, stream, factor):
+def assert_stream_is(model, side, inputs, stream, factor):
     """Compare a layer's output with stream * x + factor * branch for each of its branches, normalised with DeepNorm."""
     added, streams = [], []
     block = getattr(model, side).layers[0]

@@ -81,6 +81,7 @@ def test_what_is_adapted_comes_from_the_decoders_source() -> None:
         (["decoder.layer_ranges.1.feed_forward.d_ff=64"], "feed_forward of layer 1 differs .*d_ff"),
         (["decoder.cross_attention_mode=merged"], "merged with cross-attention"),
         (["attention.relative_bias=shared"], "distances to later tokens"),
+        (["decoder.self_attention.relative_bias=shared"], "distances to later tokens"),
         (["feed_forward.convolution=[hidden]"], "on both sides in an encoder"),
         (["encoder.experts=token_choice", "decoder.experts=token_choice"], "balanced within one stack"),
         (["encoder.gla={}", "decoder.gla={}"], "the gla of layer 0 .* both ways in an encoder"),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import statistics
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lit_llm.config.problems import InputError
+from lit_llm.launch import local
 from lit_llm.runs.fingerprints import pretrain_fingerprint
 from lit_llm.runs.provenance import CODE
+from lit_llm.runs.worker import preloaded
 from lit_llm.store.store import Store, read_json, write_json
 from lit_llm.studies.load import load_study
 from lit_llm.studies.run import run_study
@@ -129,14 +130,19 @@ def test_a_finite_space_is_listed_once(write_sweep: Write, store: Store, monkeyp
     assert listed == ["red"]
 
 
-def test_what_a_study_has_trained_is_not_trained_again(write_sweep: Write, write_study: Write, store: Store) -> None:
-    """The arm's own setting is an experiment like any other: its result is the study's, to the file."""
+def test_what_a_study_has_trained_is_not_trained_again(
+    write_sweep: Write, write_study: Write, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The arm's own setting is an experiment like any other: its result is the study's, to the file. Both ask the fork
+    server for the same modules."""
+    asked: list[list[str]] = []
+    warm_up = local.warm_up
+    monkeypatch.setattr(local, "warm_up", lambda modules, grace: (asked.append([*modules]), warm_up(modules, grace)))
     study = run_study(load_study(write_study("before", ONE, seeds=[305])), store, observer=Seen(), max_parallel=1)
     (run,) = study.runs
     written = (run.last.folder / "result.json").stat().st_mtime_ns
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # one fork server has what studies and sweeps need
-        ended = sweep(write_sweep("after", f"{ONE}\n{rates()}\nseeds: [305]\n{ALONE}", trials=1), store)
+    ended = sweep(write_sweep("after", f"{ONE}\n{rates()}\nseeds: [305]\n{ALONE}", trials=1), store)
+    assert asked == [preloaded()] * 2
     assert ended.trials[0].fingerprints == (run.last.fingerprint,)
     assert ended.trials[0].values == (result(run.last)["metrics"]["val/target_nll"],)
     assert (run.last.folder / "result.json").stat().st_mtime_ns == written

@@ -104,6 +104,13 @@ def test_matched_flops_move_the_warm_up_along(write_study: Callable[..., Path]) 
     assert training.sequence_warmup == SequenceWarmup(begin=8, steps=round(300 * training.max_steps / 600))
 
 
+def test_a_shortened_arm_keeps_a_step_with_whole_rows(write_study: Callable[..., Path]) -> None:
+    arms = "{whole: {}, long: {pretrain: {training: {max_steps: 600, sequence_warmup: {begin: 8, steps: 598}}}}}"
+    study = load_study(write_study("short", f"arms: {arms}\nmatch: {{by: tokens}}\n"))
+    training = study.arms[1].experiment.pretrain.training
+    assert (training.max_steps, training.sequence_warmup) == (12, SequenceWarmup(begin=8, steps=11))
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -112,7 +119,7 @@ def test_matched_flops_move_the_warm_up_along(write_study: Callable[..., Path]) 
         (["{begin: 64, steps: 5}"], "begin: 64 does not double to sequence_length 32"),
         (["{begin: 4, steps: 2}"], "steps: 2 are too few for 3 lengths"),
         (["{begin: 8, steps: 15}"], "steps: 15 last beyond the end at step 14"),
-        (["{begin: 8, steps: 14}"], "steps: 14 leave no step with rows of data.sequence_length"),
+        (["{begin: 8, steps: 14}"], "steps: 14 leave no step with whole windows before the end"),
         (
             ["{begin: 8, steps: 9}", "pretrain.training.schedule={kind: wsd, decay_steps: 6, branch_at: [8]}"],
             "steps: 9 last beyond the first branch at step 8",

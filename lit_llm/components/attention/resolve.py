@@ -15,8 +15,7 @@ class _Heads(NamedTuple):
 
     queries: int
     keys: int
-    entries: int
-    """Entries of a head."""
+    head_dim: int
 
 
 def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> ResolvedAttention:
@@ -32,24 +31,24 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
     if config.window_right is not None and config.window is None:
         raise ValueError("window_right without window has no effect; set window, too")
     if config.rope != "none":
-        _check_rope(config, heads.entries)
+        _check_rope(config, heads.head_dim)
     _check_place(config, place)
     # With one head, head and concat are the same function.
     output_norm = "head" if config.output_norm == "concat" and heads.queries == 1 else config.output_norm
     qkv_norm = tuple(part for part in "qkv" if part in config.qkv_norm)
-    several = any((heads.queries if part == "q" else heads.keys) > 1 for part in qkv_norm)
+    many_heads = any((heads.queries if part == "q" else heads.keys) > 1 for part in qkv_norm)
     # Self-attention depends on distances only; those to a source depend on the target's first position.
     rope = "continuous" if config.rope == "restart" and place in ("self", "partial", "shared") else config.rope
     value_residual = config.value_residual if place == "self" else "none"
     in_row = place in ("self", "merged")  # queries and keys are in one row
     window = config.window if in_row else None
-    ahead = None if window is None or config.window_right == window else config.window_right
+    window_right = None if window is None or config.window_right == window else config.window_right
     biased = place == "self" and config.relative_bias != "none"
-    usual = config.scale is not None and math.isclose(config.scale, heads.entries**-0.5, rel_tol=1e-12)
+    default_scale = config.scale is not None and math.isclose(config.scale, heads.head_dim**-0.5, rel_tol=1e-12)
     return ResolvedAttention(
         heads=heads.queries,
         kv_heads=heads.keys,
-        head_dim=heads.entries,
+        head_dim=heads.head_dim,
         qkv_norm=qkv_norm,
         qkv_norm_scale=config.qkv_norm_scale and bool(qkv_norm),
         output_norm=output_norm,
@@ -66,13 +65,13 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         relative_buckets=config.relative_buckets if biased and bucketed else None,
         relative_distance=config.relative_distance if biased and bucketed else None,
         window=window,
-        window_right=ahead,
-        scale=None if usual else config.scale,
+        window_right=window_right,
+        scale=None if default_scale else config.scale,
         softcap=config.softcap,
-        qkv_norm_over=config.qkv_norm_over if several else "head",
+        qkv_norm_over=config.qkv_norm_over if many_heads else "head",
         qkv_bias=tuple(part for part in "qkv" if part in config.qkv_bias),
         # With heads of one entry both are the same function.
-        gate="per_element" if config.gate == "per_head" and heads.entries == 1 else config.gate,
+        gate="per_element" if config.gate == "per_head" and heads.head_dim == 1 else config.gate,
         convolution=tuple(name for name in ("input", "qkv") if name in config.convolution) if place == "self" else (),
         value_residual=value_residual,
         value_residual_weight=config.value_residual_weight if value_residual == "fixed" else 0.5,
