@@ -239,13 +239,7 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
                     _attention(config, side, index, name)
             except ValueError as error:
                 buildable = False
-                component = name in COMPONENTS
-                yield (
-                    _component_address(stack, side, index, name)
-                    if component
-                    else _attention_address(config, side, index, name),
-                    str(error),
-                )
+                yield _error_address(config, side, index, name), str(error)
         if buildable:
             try:
                 for index in alike.values():
@@ -316,15 +310,12 @@ def _bias_problem(config: Any, side: str) -> str:
 _ATTENTIONS = ("attention", "self_attention", "cross_attention")
 
 
-def _component_address(stack: Any, side: str, index: int, name: str) -> str:
-    """The most specific address that sets a key of a component."""
-    addresses = [address for address, part in _levels(stack, side, index) if _overrides(getattr(part, name))]
-    return f"{addresses[-1]}.{name}" if addresses else "attention"
-
-
-def _attention_address(config: Any, side: str, index: int, name: str) -> str:
-    """The address whose overrides bring in the problem of a layer's attention."""
+def _error_address(config: Any, side: str, index: int, name: str) -> str:
+    """The address that brings in the problem of a layer's component or attention; of a component the most specific."""
     levels = _levels(getattr(config, side), side, index)
+    if name in COMPONENTS:
+        addresses = [address for address, part in levels if _overrides(getattr(part, name))]
+        return f"{addresses[-1]}.{name}" if addresses else "attention"
     problems = []
     for count in range(len(levels) + 1):
         try:
