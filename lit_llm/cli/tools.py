@@ -70,7 +70,7 @@ def profile(
     if stage not in ("pretrain", "finetune") or (stage == "finetune" and planned.finetune is None):
         allowed = "pretrain" if planned.finetune is None else "pretrain, finetune"
         raise InputError(Problem(f"{stage!r} is no training of {experiment} - allowed here: {allowed}", "--stage"))
-    print(f"profiling {steps} steps of {experiment} ...", file=sys.stderr, flush=True)
+    print(f"profiling {steps} step{'s' * (steps > 1)} of {experiment} ...", file=sys.stderr, flush=True)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes lines of its own
     from lit_llm.report.tables.step_profile import profile_table
     from lit_llm.report.tables.table import in_terminal

@@ -148,7 +148,7 @@ def _find(name: str, folder: Path, location: SourceLocation | None, key: str = "
     path = folder / name
     if os.path.isfile(path):  # unlike Path's, False for a name that is too long for the file system
         return path.resolve()
-    hint = did_you_mean(name, [*preset_names(), *(path.name for path in folder.glob("*.yaml"))])
+    hint = did_you_mean(name, [*preset_names(), *(path.name for path in folder.glob("[!.]*.yaml"))])
     raise InputError(Problem(f"there is no preset and no file {name!r}{hint}", key if location else "", location))
 
 

@@ -220,7 +220,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> ConfigNode:
         return document
     below = path.parent / other.value
     if Path(other.value).name != other.value or not os.path.isfile(below):
-        near = did_you_mean(other.value, [file.name for file in path.parent.glob("*.yaml")])
+        near = did_you_mean(other.value, [file.name for file in path.parent.glob("[!.]*.yaml")])
         raise InputError(
             Problem(f"there is no study {other.value!r} in the same folder{near}", "extends_study", other.location)
         )

@@ -97,7 +97,8 @@ def open_study(source: str | Path, overrides: Sequence[str] = (), store: Store |
             raise InputError(Problem("is a sweep, which `sweep`, `status`, `plan` and `report` take", name))
         if "/" in name or name.endswith((".yaml", ".yml")):
             return load_study(source, overrides)  # raises that there is no such file
-        near = did_you_mean(name, [*preset_names(), *studies_in(store), *(file.name for file in Path().glob("*.yaml"))])
+        files = [file.name for file in Path().glob("[!.]*.yaml")]
+        near = did_you_mean(name, [*preset_names(), *studies_in(store), *files])
         raise InputError(
             Problem(f"there is no preset and no file {name!r}, nor a study of this name in {store.root}{near}")
         )
