@@ -34,6 +34,11 @@ from lit_llm.models.resolve import STACKS, resolve_model
 PRESETS = Path(__file__).parent / "presets"
 
 
+def file_names(folder: Path) -> list[str]:
+    """Names of a folder's YAML files, without the hidden ones, for suggestions in messages."""
+    return [path.name for path in folder.glob("[!.]*.yaml")]
+
+
 @cache
 def preset_names() -> tuple[str, ...]:
     """Names that `extends` and the command line take, sorted by name."""
@@ -148,7 +153,7 @@ def _find(name: str, folder: Path, location: SourceLocation | None, key: str = "
     path = folder / name
     if os.path.isfile(path):  # unlike Path's, False for a name that is too long for the file system
         return path.resolve()
-    hint = did_you_mean(name, [*preset_names(), *(path.name for path in folder.glob("[!.]*.yaml"))])
+    hint = did_you_mean(name, [*preset_names(), *file_names(folder)])
     raise InputError(Problem(f"there is no preset and no file {name!r}{hint}", key if location else "", location))
 
 

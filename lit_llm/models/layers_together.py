@@ -1,4 +1,4 @@
-"""What the layers of a stack, or of two, have in common: values of the first layer, and parameters of tied stacks."""
+"""Common parts of the layers of a stack, or of two: values of the first layer, and parameters of tied stacks."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ def _has_value_residual(layer: Layer) -> bool:
 def value_residual_problem(layers: Sequence[Layer]) -> str:
     """Reason why the layers of a stack cannot read the values of its first layer, or ''."""
     mixing = [(index, layer.self_attention) for index, layer in enumerate(layers) if _has_value_residual(layer)]
+    if not mixing:
+        return ""
     first = layers[0].self_attention
-    if mixing and first is None:
+    if first is None:
         return "value_residual reads the values of the stack's first layer, which has no self-attention"
-    if mixing and first is not None and first.place == "merged":
+    if first.place == "merged":
         return (
             "value_residual reads the values of the stack's first layer, whose self-attention is merged with "
             "cross-attention; write cross_attention_mode: separate there, or value_residual: none"
         )
     for index, attention in mixing:
         assert attention is not None
-        assert first is not None
         if (attention.kv_heads, attention.head_dim) != (first.kv_heads, first.head_dim):
             return f"value_residual needs the kv_heads and head_dim of layer 0; those of layer {index} differ"
     return ""

@@ -19,7 +19,7 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import ConfigNode, leaves, merge, read_file, under, without
 from lit_llm.data.config import Mixture
 from lit_llm.evaluation.config import primary_metric
-from lit_llm.experiment.load import MOST_LAYERS, is_preset, is_stage, read_experiment, validate_experiment
+from lit_llm.experiment.load import MOST_LAYERS, file_names, is_preset, is_stage, read_experiment, validate_experiment
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import reset_identities
 from lit_llm.runs.stage_graph import stage_graph, validation_metric
@@ -220,7 +220,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> ConfigNode:
         return document
     below = path.parent / other.value
     if Path(other.value).name != other.value or not os.path.isfile(below):
-        near = did_you_mean(other.value, [file.name for file in path.parent.glob("[!.]*.yaml")])
+        near = did_you_mean(other.value, file_names(path.parent))
         raise InputError(
             Problem(f"there is no study {other.value!r} in the same folder{near}", "extends_study", other.location)
         )

@@ -24,7 +24,7 @@ from typing import Any
 from lit_llm.config.problems import InputError, Problem, SourceLocation, did_you_mean
 from lit_llm.config.section import validate
 from lit_llm.config.tree import difference, merge_all, split_path, tree, under
-from lit_llm.experiment.load import changed, is_preset, load_experiment, preset_names, read_overrides
+from lit_llm.experiment.load import changed, file_names, is_preset, load_experiment, preset_names, read_overrides
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import digest_of_examples, identities, identity_of_data, reset_identities
 from lit_llm.runs.stage_graph import stage_graph
@@ -97,8 +97,7 @@ def open_study(source: str | Path, overrides: Sequence[str] = (), store: Store |
             raise InputError(Problem("is a sweep, which `sweep`, `status`, `plan` and `report` take", name))
         if "/" in name or name.endswith((".yaml", ".yml")):
             return load_study(source, overrides)  # raises that there is no such file
-        files = [file.name for file in Path().glob("[!.]*.yaml")]
-        near = did_you_mean(name, [*preset_names(), *studies_in(store), *files])
+        near = did_you_mean(name, [*preset_names(), *studies_in(store), *file_names(Path())])
         raise InputError(
             Problem(f"there is no preset and no file {name!r}, nor a study of this name in {store.root}{near}")
         )

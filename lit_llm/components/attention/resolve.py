@@ -103,7 +103,7 @@ def _check_buckets(config: AttentionConfig) -> None:
 
 
 def _is_stretched(config: AttentionConfig) -> bool:
-    """Whether RoPE's frequencies are scaled each by its own factor."""
+    """True where RoPE's frequencies are scaled, each by a factor of its own."""
     return config.rope != "none" and config.rope_factor != 1 and config.rope_scaling != "linear"
 
 
